@@ -1,0 +1,145 @@
+"""The equivariant autoencoder: image -> code matrix (order x features) -> image.
+
+Turning the image by t permutes the rows of its code: V(t x)[g] = V(x)[t^-1 g]. With the group c1 this is
+the plain autoencoder that serves as baseline.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from eqmodel.errors import GroupError, SizeError
+from eqmodel.groups import FiniteGroup, group
+from eqmodel.layers import (
+    FieldNorm,
+    GroupConv2d,
+    GroupExpand2d,
+    LiftingConv2d,
+    ProjectionConv2d,
+    double,
+    halve,
+)
+
+SMALLEST, LARGEST = 28, 256  # image sides the network is made for, in pixels
+LAST = range(4, 9)  # sides at which halving ends and one valid convolution reaches 1 x 1
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """What fixes the network's shape. ``width`` is the number of fields of the first stage."""
+
+    group: str = "d4"
+    image_size: int = 28
+    channels: int = 1
+    width: int = 8
+    features: int = 32
+    readout: str = "gram"
+    attention_dim: int = 64
+
+
+def sides(image_size: int) -> list[int]:
+    """The sides of the stages, halving from ``image_size`` down to 4..8.
+
+    Raises SizeError, naming sizes that work, for one that cannot be halved evenly.
+    """
+    works = fitting_sizes()
+    if image_size not in works:
+        near = sorted(sorted(works, key=lambda s: abs(s - image_size))[:4])
+        raise SizeError(
+            f"image size {image_size} cannot be halved evenly down to {LAST[0]}..{LAST[-1]} pixels, "
+            f"so the network would not be equivariant; use one of {', '.join(map(str, near))}"
+        )
+    out = [image_size]
+    while out[-1] not in LAST:
+        out.append(out[-1] // 2)
+    return out
+
+
+def fitting_sizes() -> list[int]:
+    """All image sides from 28 to 256 that halve evenly."""
+    found = {last * 2**times for last in LAST for times in range(8)}
+    return sorted(size for size in found if SMALLEST <= size <= LARGEST)
+
+
+def fitting_size(side: float) -> int:
+    """The smallest fitting image side that is at least ``side`` (256 at most)."""
+    return next((size for size in fitting_sizes() if size >= side), LARGEST)
+
+
+def widths(config: AutoencoderConfig) -> list[int]:
+    """Number of fields after each stage: doubling, at most 4 times the first."""
+    return [config.width * min(2**i, 4) for i in range(len(sides(config.image_size)))]
+
+
+class Encoder(nn.Module):
+    """Images (B, C, S, S) -> codes (B, order, features)."""
+
+    def __init__(self, config: AutoencoderConfig, of: FiniteGroup) -> None:
+        super().__init__()
+        w, last = widths(config), sides(config.image_size)[-1]
+        self.lift = LiftingConv2d(of, config.channels, w[0], 5)
+        self.stages = nn.ModuleList(GroupConv2d(of, a, b, 3) for a, b in zip(w, w[1:], strict=False))
+        self.norms = nn.ModuleList(FieldNorm(c) for c in w)
+        self.last = GroupConv2d(of, w[-1], config.features, last, padding="valid")
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norms[0](self.lift(x)))
+        for stage, norm in zip(self.stages, self.norms[1:], strict=True):  # type: ignore[arg-type]
+            x = F.relu(norm(stage(halve(x))))
+        codes: Tensor = self.last(x)
+        return codes[..., 0, 0].transpose(1, 2)
+
+
+class Decoder(nn.Module):
+    """Codes (B, order, features) -> images (B, C, S, S); the encoder's mirror image."""
+
+    def __init__(self, config: AutoencoderConfig, of: FiniteGroup) -> None:
+        super().__init__()
+        w, last = widths(config)[::-1], sides(config.image_size)[-1]
+        self.first = GroupExpand2d(of, config.features, w[0], last)
+        self.stages = nn.ModuleList(GroupConv2d(of, a, b, 3) for a, b in zip(w, w[1:], strict=False))
+        self.norms = nn.ModuleList(FieldNorm(c) for c in w)
+        self.project = ProjectionConv2d(of, w[-1], config.channels, 5)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        x = F.relu(self.norms[0](self.first(codes.transpose(1, 2)[..., None, None])))
+        for stage, norm in zip(self.stages, self.norms[1:], strict=True):  # type: ignore[arg-type]
+            x = F.relu(norm(stage(double(x))))
+        image: Tensor = self.project(x)
+        return image
+
+
+class Autoencoder(nn.Module):
+    """Encoder, decoder and, where the readout is trained inside, its attention."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        from eqmodel.readouts import EquivariantAttention
+
+        self.config, self.group = config, group(config.group)
+        if self.group.n not in (1, 2, 4):
+            raise GroupError(f"the network knows c1, c2, c4, d1, d2 and d4, not {config.group}")
+        self.encoder = Encoder(config, self.group)
+        self.decoder = Decoder(config, self.group)
+        self.attention: EquivariantAttention | None = None
+        if config.readout == "attention":
+            self.attention = EquivariantAttention(self.group, config.features, config.attention_dim)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Images -> (codes, reconstruction, attention weights (B, order) or None)."""
+        codes = self.encoder(x)
+        if self.attention is None:
+            return codes, self.decoder(codes), None
+        compressed, weights = self.attention(codes)
+        return codes, self.decoder(self.attention.expand(compressed, weights)), weights
+
+
+def parameters(module: nn.Module) -> int:
+    """Number of trained values."""
+    return sum(p.numel() for p in module.parameters())
+
+
+__all__ = ["Autoencoder", "AutoencoderConfig", "Decoder", "Encoder", "fitting_size", "sides"]

@@ -1,0 +1,99 @@
+"""Invariant readouts: code matrices (B, order, m) -> features that no element of the group changes.
+
+Kuzminykh, Polykovskiy, Zhebrak, "Extracting Invariant Features From Images Using An Equivariant
+Autoencoder", ACML 2018. All run in the precision of the codes given; ``Embedder`` gives float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from eqmodel.errors import Refused
+from eqmodel.groups import FiniteGroup
+from eqmodel.layers import GroupLinear
+
+READOUTS = ("mean", "max", "gram", "attention")
+
+
+def mean(codes: Tensor, group: FiniteGroup) -> Tensor:
+    """(B, order, m) -> (B, m): the average of the rows."""
+    return codes.mean(1)
+
+
+def maximum(codes: Tensor, group: FiniteGroup) -> Tensor:
+    """(B, order, m) -> (B, m): the largest of each column."""
+    return codes.amax(1)
+
+
+def representatives(group: FiniteGroup) -> list[int]:
+    """One element of each pair {h, h^-1}: c_ij(h) = c_ji(h^-1), so the other says nothing new."""
+    return [h for h in range(group.order) if h <= group.inverse[h]]
+
+
+def gram(codes: Tensor, group: FiniteGroup) -> Tensor:
+    """Gram pooling with all of P: c_ij(h) = sum_g V[g, i] V[g h, j], distinct terms only.
+
+    (B, order, m) -> (B, F); F = 4,192 for d4 at m = 32. P, the permutations that commute with the group,
+    is exactly the set of right multiplications g -> g h (section 4.2 of the paper, with pi restored).
+    """
+    m = codes.shape[-1]
+    rows, cols = torch.triu_indices(m, m)
+    parts = []
+    for h in representatives(group):
+        product = codes.transpose(1, 2) @ codes[:, torch.from_numpy(group.cayley[:, h])]
+        symmetric = group.inverse[h] == h
+        parts.append(product[:, rows, cols] if symmetric else product.flatten(1))
+    return torch.cat(parts, 1)
+
+
+class EquivariantAttention(nn.Module):
+    """Splits a code into what it is (Q, invariant) and which pose it has (w, one weight per element).
+
+    Q[g] = sum_t w_t V[t g], and for a one-hot w, V[g] = sum_t w_t Q[t^-1 g] gives V back (section 4.3).
+    A small dense network compresses Q to ``dim`` values; ``expand`` mirrors it.
+    """
+
+    def __init__(self, group: FiniteGroup, features: int, dim: int) -> None:
+        super().__init__()
+        self.group, self.features = group, features
+        flat = group.order * features
+        self.hidden = GroupLinear(group, features, features)
+        self.head = GroupLinear(group, features, 1)
+        self.compress = nn.Sequential(nn.Linear(flat, 2 * dim), nn.ReLU(), nn.Linear(2 * dim, dim))
+        self.restore = nn.Sequential(nn.Linear(dim, 2 * dim), nn.ReLU(), nn.Linear(2 * dim, flat))
+
+    def forward(self, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, order, m) -> compressed (B, dim), weights (B, order)."""
+        weights = torch.softmax(self.head(F.relu(self.hidden(codes)))[..., 0], 1)
+        turned_back = codes[:, torch.from_numpy(self.group.cayley)]  # (B, t, g, m): V[t g]
+        canonical = torch.einsum("bt,btgm->bgm", weights, turned_back)
+        compressed: Tensor = self.compress(canonical.flatten(1))
+        return compressed, weights
+
+    def expand(self, compressed: Tensor, weights: Tensor) -> Tensor:
+        """Compressed (B, dim) and weights (B, order) -> codes (B, order, m)."""
+        canonical = self.restore(compressed).unflatten(1, (self.group.order, self.features))
+        turned = canonical[:, torch.from_numpy(self.group.left)]  # (B, t, g, m): Q[t^-1 g]
+        return torch.einsum("bt,btgm->bgm", weights, turned)
+
+
+Readout = Callable[[Tensor], Tensor]
+
+
+def readout(name: str, group: FiniteGroup, attention: EquivariantAttention | None = None) -> Readout:
+    """The readout of that name as a function codes (B, order, m) -> (B, F).
+
+    Raises Refused for an unknown name, and for attention without its trained head.
+    """
+    if name == "attention":
+        if attention is None:
+            raise Refused("readout attention needs a head trained with it; train with --readout attention")
+        return lambda codes: attention(codes)[0]  # type: ignore[no-any-return]
+    functions = {"mean": mean, "max": maximum, "gram": gram}
+    if name not in functions:
+        raise Refused(f"'{name}' is not a readout; use one of {', '.join(READOUTS)}")
+    return lambda codes: functions[name](codes, group)
