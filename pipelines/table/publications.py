@@ -1,0 +1,145 @@
+"""The log of publications: one row makes one index, its clusters and its report visible."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.errors import FormatError, TableError
+from pipelines.storage import Folder
+from pipelines.table.log import Change, DeltaLog, NewFile
+from pipelines.table.records import FORMAT_VERSION
+
+_FILE = pa.struct([("path", pa.string()), ("size", pa.int64()), ("sha256", pa.string())])
+_SCHEMA = pa.schema(
+    [
+        pa.field("seq", pa.int64(), nullable=False),
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("model_id", pa.string(), nullable=False),
+        pa.field("table_version", pa.int64(), nullable=False),
+        pa.field("state", pa.string(), nullable=False),
+        pa.field("files", pa.list_(pa.field("element", _FILE))),
+        pa.field("recall_at_10", pa.float64()),
+        pa.field("facts", pa.string()),
+        pa.field("created", pa.timestamp("us", tz="UTC")),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class PublishedFile:
+    """One artifact: its path relative to STORE, its size in bytes and its digest."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class PublicationRow:
+    """One publication. ``seq`` is given by ``PublicationLog.append``; the highest is live.
+
+    ``facts`` is any JSON object (counts, kind of index, throughput) for people and for status.
+    """
+
+    id: str
+    model_id: str
+    table_version: int
+    files: tuple[PublishedFile, ...] = ()
+    recall_at_10: float | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    state: str = "published"
+    created: datetime = field(default_factory=lambda: datetime.now(UTC))
+    seq: int = 0
+
+
+class PublicationLog:
+    """The Delta table at ``STORE/publications``."""
+
+    def __init__(self, log: DeltaLog) -> None:
+        self._log = log
+        _check_format(log)
+
+    @classmethod
+    def open(cls, store: Folder) -> PublicationLog | None:
+        """The log, None when nothing was ever published here."""
+        log = DeltaLog.open(store.child("publications"))
+        return None if log is None else cls(log)
+
+    @classmethod
+    def open_or_create(cls, store: Folder) -> PublicationLog:
+        """The log, made when it is not there yet."""
+        made = {"orbit.format_version": str(FORMAT_VERSION)}
+        return cls.open(store) or cls(DeltaLog.create(store.child("publications"), _SCHEMA, made))
+
+    @property
+    def version(self) -> int:
+        """The Delta version this handle knows."""
+        return self._log.version
+
+    def reload(self) -> None:
+        """See what other writers appended."""
+        self._log.reload()
+
+    def rows(self) -> list[PublicationRow]:
+        """Every publication, oldest first."""
+        rows = self._log.dataset().to_table().sort_by("seq").to_pylist()
+        return [_row(row) for row in rows]
+
+    def live(self) -> PublicationRow | None:
+        """The publication that queries use: the highest ``seq``."""
+        rows = self.rows()
+        return rows[-1] if rows else None
+
+    def append(self, row: PublicationRow) -> PublicationRow:
+        """Make ``row`` live in one atomic commit; the row with its ``seq`` comes back.
+
+        Its artifacts must lie in the store already. ConflictError after five lost commits.
+        """
+        numbered = row
+
+        def propose() -> Change:
+            nonlocal numbered
+            live = self.live()
+            numbered = dataclasses.replace(row, seq=1 if live is None else live.seq + 1)
+            return Change(added=(self._write(numbered),))
+
+        self._log.commit(_SCHEMA, propose)
+        return numbered
+
+    def _write(self, row: PublicationRow) -> NewFile:
+        stored = dataclasses.asdict(row) | {"facts": json.dumps(dict(row.facts))}
+        table = pa.Table.from_pylist([stored], schema=_SCHEMA)
+        with tempfile.TemporaryDirectory(prefix="orbit-") as place:
+            local = Path(place, "row.parquet")
+            pq.write_table(table, local, compression="zstd")
+            entry = self._log.folder.upload(local, f"{row.seq:08d}-{row.id}.parquet")
+        return NewFile(entry.path, entry.size, json.dumps({"numRecords": 1}))
+
+
+def _row(stored: dict[str, Any]) -> PublicationRow:
+    files = tuple(PublishedFile(**file) for file in stored["files"] or ())
+    return PublicationRow(**stored | {"files": files, "facts": json.loads(stored["facts"])})
+
+
+def _check_format(log: DeltaLog) -> None:
+    try:
+        found = int(log.configuration["orbit.format_version"] or "")
+    except (KeyError, ValueError) as error:
+        raise TableError(
+            f"{log.folder.url}: a Delta table that Orbit did not make; choose another STORE"
+        ) from error
+    if found > FORMAT_VERSION:
+        raise FormatError(
+            f"{log.folder.url}: format {found}, this Orbit knows up to {FORMAT_VERSION}; "
+            "use a newer Orbit"
+        )
