@@ -1,0 +1,69 @@
+# Orbit: one embedding per orbit. `make help` lists the targets.
+# PYTHON=python3.12 chooses the interpreter (3.11 or newer); FAISS=gpu installs faiss-gpu instead of faiss-cpu.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+CANDIDATES := python3.11 python3.12 python3.13 python3 python
+PYTHON ?= $(firstword $(foreach p,$(CANDIDATES),$(if $(shell command -v $(p) 2>/dev/null),$(p))))
+FAISS ?= cpu
+OTHER_FAISS := $(if $(filter gpu,$(FAISS)),cpu,gpu)
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready-$(FAISS)
+DEMO_FLAGS ?=
+TEST_FLAGS ?=
+
+ifeq ($(filter cpu gpu,$(FAISS)),)
+$(error FAISS=$(FAISS): expected cpu or gpu)
+endif
+
+.PHONY: help setup demo test check test-unit lint types imports bench sample clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+setup: $(READY)  ## make .venv with the pinned versions and the orbit command (FAISS=gpu for faiss-gpu)
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "orbit: no Python found; install Python 3.11 or newer, or name it: make setup PYTHON=/path/to/python" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "orbit: $$($(PYTHON) -V) found, 3.11 or newer expected; name it: make setup PYTHON=python3.11" >&2; exit 2; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "orbit: $(PYTHON) cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2; exit 2; }
+
+$(READY): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing the pinned versions into $(VENV) (a few minutes the first time)"
+	@$(BIN)/python -m pip uninstall -q -y faiss-$(OTHER_FAISS) 2>/dev/null || true
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt setuptools
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[$(FAISS),fast,dev]'
+	@rm -f $(VENV)/.ready-* && touch $@
+
+demo: $(READY)  ## the whole road on the sample that ships with the project (DEMO_FLAGS=--train trains first)
+	@$(BIN)/orbit demo $(DEMO_FLAGS)
+
+test: check test-unit  ## check, then every test
+
+test-unit: $(READY)  ## the tests alone (TEST_FLAGS="-k index" picks some)
+	@$(BIN)/python -m pytest $(TEST_FLAGS)
+
+check: lint types imports  ## ruff, mypy --strict, import-linter
+
+lint: $(READY)
+	@$(BIN)/ruff check .
+
+types: $(READY)
+	@$(BIN)/mypy
+
+imports: $(READY)
+	@$(BIN)/lint-imports --no-cache
+
+bench: $(READY)  ## the benchmarks in tests/bench, one after another
+	@$(BIN)/python -m pytest tests/bench -s --timeout=0 $(TEST_FLAGS)
+
+sample: $(READY)  ## make jobs/sample again from Fashion-MNIST (DATA=folder with the IDX files, else downloaded)
+	@$(BIN)/python -m jobs.sample.make_sample $(if $(DATA),--from $(DATA))
+
+clean:  ## remove the environment, caches and the demo's output
+	@rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache orbit-demo
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""The `orbit` command: one small file per verb."""

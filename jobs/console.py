@@ -1,0 +1,206 @@
+"""What every verb shares: the answer it gives, and the boundary where errors become one line.
+
+A verb is a function from flags to an `Answer`. It prints nothing itself: the boundary writes the
+answer to standard output, as text or (with --json) as exactly one JSON object, and everything
+else to standard error.
+"""
+
+import contextlib
+import functools
+import inspect
+import json
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+from typer.exceptions import TyperException
+
+from eqmodel.errors import OrbitError, Refused
+
+INTERRUPTED, TERMINATED = 130, 143
+
+Json = Annotated[bool, typer.Option("--json", help="one JSON object on standard output")]
+Debug = Annotated[bool, typer.Option("--debug", help="show the traceback of an error")]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a verb found.
+
+    `failure` is the error of a verb that did part of its work: it is told after the answer,
+    and its exit code is the command's.
+    """
+
+    document: dict[str, Any]
+    text: str = ""
+    failure: OrbitError | None = field(default=None)
+
+
+class Stopped(OrbitError):
+    """A signal ended the command."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.exit_code = 128 + number
+
+
+def verb(example: str) -> Callable[[Callable[..., Any]], Callable[..., None]]:
+    """Make a command of a function that returns an `Answer` (or nothing).
+
+    Adds --debug, keeps standard output for the answer alone, and remembers `example`, which the
+    help and the messages about missing arguments show.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def command(*, debug: bool = False, **flags: Any) -> None:
+            stdout = sys.stdout
+            try:
+                with contextlib.redirect_stdout(sys.stderr):
+                    answer = function(**flags)
+                tell(answer, as_json=bool(flags.get("as_json")), stdout=stdout)
+            except Exception:
+                if debug:
+                    traceback.print_exc()
+                raise
+
+        declare_debug(command, function)
+        setattr(command, "example", example)  # noqa: B010  a function has no such attribute to mypy
+        return command
+
+    return decorate
+
+
+def declare_debug(command: Callable[..., None], function: Callable[..., Any]) -> None:
+    """Let Typer see the flags of `function` and --debug after them."""
+    signature = inspect.signature(function)
+    debug = inspect.Parameter(
+        "debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Debug
+    )
+    parameters = [*signature.parameters.values(), debug]
+    command.__dict__["__signature__"] = signature.replace(parameters=parameters)
+    command.__annotations__ = {**function.__annotations__, "debug": Debug}
+
+
+def tell(answer: Answer | None, *, as_json: bool, stdout: Any) -> None:
+    """Write an answer where it belongs, then raise its failure if it has one."""
+    if answer is None:
+        return
+    if as_json:
+        print(json.dumps(answer.document, allow_nan=False), file=stdout)
+    elif answer.text:
+        print(answer.text, file=stdout)
+    stdout.flush()
+    if answer.failure is not None:
+        raise answer.failure
+
+
+class Verbs(TyperGroup):
+    """The group of verbs; an unknown one is refused with the nearest that exists."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and not args[0].startswith("-") and args[0] not in self.commands:
+            known = list(self.commands)
+            raise Refused(
+                f"no such verb '{args[0]}'{nearest(args[0], known)}: "
+                f"expected one of {', '.join(known)}"
+            )
+        return super().resolve_command(ctx, args)
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """A suggestion, or nothing when no known word is like it."""
+    from difflib import get_close_matches
+
+    found = get_close_matches(word, known, 1)
+    return f", did you mean '{found[0]}'?" if found else ""
+
+
+def usage_message(error: TyperException) -> str:
+    """One line for a command line that does not parse."""
+    context = getattr(error, "ctx", None)
+    message = error.format_message().strip().rstrip(".")
+    message = message[:1].lower() + message[1:]
+    option = getattr(error, "option_name", None)
+    if context is None:
+        return message
+    if message.startswith("no such option") and option:
+        flags = [flag for parameter in context.command.params for flag in parameter.opts]
+        message = f"no such flag '{option}'{nearest(option, flags)}"
+    name = context.command_path
+    example = f", for example: {context.command.epilog}" if context.command.epilog else ""
+    return f"{name}: {message}; see {name} --help{example}"
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error without line breaks; its class too when it is not ours."""
+    if isinstance(error, TyperException):
+        message = usage_message(error)
+    elif isinstance(error, OrbitError):
+        message = str(error) or type(error).__name__
+    else:
+        message = f"{type(error).__name__}: {error} (the traceback is shown with --debug)"
+    return " ".join(message.split())
+
+
+@contextlib.contextmanager
+def sigterm_raises() -> Iterator[None]:
+    """SIGTERM unwinds like ctrl-C does, so that what was begun is put away."""
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        raise Stopped(number)
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread: whoever runs us takes the signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def run(app: typer.Typer, name: str, arguments: Sequence[str] | None = None) -> int:
+    """Run a command line; returns its exit code, having told an error in one line."""
+    command = typer.main.get_command(app)
+    try:
+        with sigterm_raises():
+            code = command.main(arguments, prog_name=name, standalone_mode=False)
+    except typer.Abort:
+        code = INTERRUPTED
+    except Exception as error:
+        complain(one_line(error))
+        return exit_code(error)
+    if code == INTERRUPTED:
+        complain("stopped by SIGINT")
+    return code if isinstance(code, int) else 0
+
+
+def exit_code(error: Exception) -> int:
+    """The exit code an error stands for: its own, else 1."""
+    code = getattr(error, "exit_code", 1)
+    return code if isinstance(code, int) else 1
+
+
+def complain(message: str) -> None:
+    print(f"orbit: {message}", file=sys.stderr)
+
+
+def add(app: typer.Typer, command: Callable[..., None]) -> None:
+    """Add a verb to an app, under its function's name."""
+    example = getattr(command, "example", None)
+    app.command(command.__name__, epilog=example)(command)
+
+
+def run_alone(function: Callable[..., None]) -> NoReturn:
+    """Run one verb as the whole program: `python -m jobs.<verb>`."""
+    app = typer.Typer(add_completion=False, rich_markup_mode=None)
+    add(app, function)
+    sys.exit(run(app, f"orbit {function.__name__}"))
