@@ -157,6 +157,8 @@ def write_copies(pictures: list[Picture], layout: Layout, path: Path) -> None:
 
 def write_queries(queries: list[Picture], out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
+    for old in out.glob("*.png"):
+        old.unlink()
     for number, picture in enumerate(queries):
         name = picture.label.lower().replace(" ", "-")
         (out / f"{number:02d}-{name}.png").write_bytes(png(picture.pixels))
