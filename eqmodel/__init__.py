@@ -10,12 +10,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from eqmodel.audit import audit
+    from eqmodel.auditing import audit
     from eqmodel.embedder import Embedder
     from eqmodel.evaluation import evaluate
     from eqmodel.training import train
 
-_HOME = {"Embedder": "embedder", "train": "training", "evaluate": "evaluation", "audit": "audit"}
+_HOME = {"Embedder": "embedder", "train": "training", "evaluate": "evaluation", "audit": "auditing"}
 
 __all__ = ["Embedder", "audit", "evaluate", "train"]
 

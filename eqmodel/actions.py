@@ -59,6 +59,8 @@ def turn_code(codes: Tensor, group: FiniteGroup, t: int) -> Tensor:
 
 def border_background(images: Tensor) -> Tensor:
     """(B, C, 1, 1): the median of each image's outermost ring of pixels; images (B, C, H, W)."""
+    if min(images.shape[-2:]) <= 2:
+        return images.flatten(2).median(-1).values[..., None, None]
     ring = torch.cat(
         [images[..., 0, :], images[..., -1, :], images[..., 1:-1, 0], images[..., 1:-1, -1]], -1
     )

@@ -34,7 +34,7 @@ class AutoencoderConfig:
     group: str = "d4"
     image_size: int = 28
     channels: int = 1
-    width: int = 8
+    width: int = 6
     features: int = 32
     readout: str = "gram"
     attention_dim: int = 64
@@ -107,7 +107,7 @@ class Decoder(nn.Module):
     def forward(self, codes: Tensor) -> Tensor:
         x = F.relu(self.norms[0](self.first(codes.transpose(1, 2)[..., None, None])))
         for stage, norm in zip(self.stages, self.norms[1:], strict=True):  # type: ignore[arg-type]
-            x = F.relu(norm(stage(double(x))))
+            x = double(F.relu(norm(stage(x))))
         image: Tensor = self.project(x)
         return image
 

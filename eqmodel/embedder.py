@@ -179,6 +179,8 @@ def assemble(
     fitted = under(tensors, "projection.")
     projection = Projection(len(fitted["keep"]), document["projection"]["dim"])
     projection.load_state_dict(fitted)
+    if tensors["pose"].shape != (config.features, POSE_FEATURES):
+        raise CheckpointError("the checkpoint's map to pose codes does not fit its architecture")
     return model, spec, projection, tensors["pose"].float()
 
 

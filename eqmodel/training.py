@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from eqmodel import checkpoint
-from eqmodel.audit import audit
+from eqmodel.auditing import audit
 from eqmodel.autoencoder import Autoencoder, AutoencoderConfig, fitting_size, parameters, sides
 from eqmodel.embedder import BATCH, POSE_FEATURES, Embedder, describe
 from eqmodel.errors import Refused, TrainingError
@@ -43,7 +43,7 @@ class TrainConfig:
     readout: str = "gram"
     image_size: int | None = None
     channels: int | None = None
-    width: int = 8
+    width: int = 6
     features: int = 32
     dim: int = 128
     fit: str = "resize"

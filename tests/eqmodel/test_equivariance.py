@@ -1,0 +1,144 @@
+"""Every layer, in float32 and float64, under every element, on odd and even sizes."""
+
+import pytest
+import torch
+
+from eqmodel.autoencoder import Autoencoder, AutoencoderConfig, fitting_size, fitting_sizes, sides
+from eqmodel.equivariance import (
+    EquivarianceError,
+    assert_equivariant,
+    code_action,
+    field_action,
+    image_action,
+    invariance_error,
+    relative_error,
+)
+from eqmodel.errors import GroupError, Refused, SizeError
+from eqmodel.frozen import FrozenEncoder
+from eqmodel.groups import group
+from eqmodel.layers import (
+    FieldNorm,
+    GroupConv2d,
+    GroupExpand2d,
+    GroupLinear,
+    LiftingConv2d,
+    ProjectionConv2d,
+    double,
+    halve,
+)
+from eqmodel.readouts import READOUTS, EquivariantAttention, gram, readout
+
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
+GROUPS = ["c1", "c2", "c4", "d1", "d2", "d4"]
+DTYPES = [torch.float32, torch.float64]
+
+
+def features(order: int, side: int, dtype: torch.dtype, fields: int = 3) -> torch.Tensor:
+    torch.manual_seed(0)
+    return torch.randn(2, fields, order, side, side, dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("side", [6, 7])
+@pytest.mark.parametrize("name", GROUPS)
+def test_layers(name: str, side: int, dtype: torch.dtype) -> None:
+    g = group(name)
+    tolerance, x = TOLERANCE[dtype], features(g.order, side, dtype)
+    field, image = field_action(g), image_action(g)
+    for layer in (GroupConv2d(g, 3, 5, 3), GroupConv2d(g, 3, 2, side, "valid"), double):
+        apply = layer.to(dtype) if isinstance(layer, torch.nn.Module) else layer
+        assert_equivariant(apply, x, g, field, field, tolerance)
+    pixels = x[:, :, 0]
+    assert_equivariant(LiftingConv2d(g, 3, 4, 5).to(dtype), pixels, g, image, field, tolerance)
+    assert_equivariant(ProjectionConv2d(g, 3, 1, 5).to(dtype), x, g, field, image, tolerance)
+    norm = FieldNorm(3).to(dtype)
+    norm(features(g.order, side, dtype))
+    assert_equivariant(norm.eval(), x, g, field, field, tolerance)
+    expand = GroupExpand2d(g, 3, 4, side).to(dtype)
+    assert_equivariant(expand, features(g.order, 1, dtype), g, field, field, tolerance)
+    if side % 2 == 0:
+        assert_equivariant(halve, x, g, field, field, tolerance)
+
+
+@pytest.mark.parametrize("name", [*GROUPS, "c12", "d12"])
+def test_group_linear(name: str) -> None:
+    g = group(name)
+    codes = torch.randn(3, g.order, 5, dtype=torch.float64)
+    layer = GroupLinear(g, 5, 4).double()
+    actions = [code_action(g)] * 2
+    for t in range(g.order):
+        assert relative_error(layer(actions[0](codes, t)), actions[1](layer(codes), t)).max() < 1e-12
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [28, 32, 40])
+@pytest.mark.parametrize("name", ["c1", "c4", "d4"])
+def test_autoencoder_and_readouts(name: str, size: int, dtype: torch.dtype) -> None:
+    config = AutoencoderConfig(group=name, image_size=size, width=2, features=5, readout="attention", channels=2)
+    torch.manual_seed(1)
+    model = Autoencoder(config).to(dtype).eval()
+    g, tolerance = model.group, TOLERANCE[dtype]
+    x = torch.rand(3, 2, size, size, dtype=dtype)
+    assert_equivariant(model.encoder, x, g, image_action(g), code_action(g), tolerance)
+    codes = model.encoder(x)
+    assert_equivariant(model.decoder, codes, g, code_action(g), image_action(g), tolerance)
+    assert_equivariant(lambda y: model(y)[1], x, g, image_action(g), image_action(g), tolerance)
+    for name_of_readout in READOUTS:
+        read = readout(name_of_readout, g, model.attention)
+        assert invariance_error(lambda y, read=read: read(model.encoder(y)), x, g) < tolerance
+
+
+@pytest.mark.parametrize("name", ["c1", "c4", "d4"])
+def test_frozen_equals_eager(name: str) -> None:
+    model = Autoencoder(AutoencoderConfig(group=name, width=3, features=6))
+    x = torch.rand(8, 1, 28, 28)
+    for _ in range(3):
+        model(torch.rand(8, 1, 28, 28))  # moves the running statistics
+    model.eval()
+    assert relative_error(FrozenEncoder(model.encoder)(x), model.encoder(x)).max() < 1e-5
+
+
+def test_gram_has_the_distinct_terms_only_and_separates_what_the_mean_cannot() -> None:
+    g = group("d4")
+    codes = torch.randn(2, 8, 32, dtype=torch.float64)
+    assert gram(codes, g).shape == (2, 4192)
+    shuffled = codes[:, torch.randperm(8, generator=torch.Generator().manual_seed(3))]
+    assert torch.allclose(codes.mean(1), shuffled.mean(1))
+    assert not torch.allclose(gram(codes, g), gram(shuffled, g))
+
+
+def test_attention_with_one_hot_weights_gives_the_code_back() -> None:
+    g = group("d4")
+    attention = EquivariantAttention(g, 4, 6).double()
+    codes = torch.randn(1, 8, 4, dtype=torch.float64)
+    for t in range(g.order):
+        canonical = codes[:, torch.from_numpy(g.cayley[t])]
+        attention.restore = torch.nn.Sequential(torch.nn.Identity())
+        weights = torch.nn.functional.one_hot(torch.tensor([t]), 8).double()
+        assert torch.equal(attention.expand(canonical.flatten(1), weights), codes)
+
+
+def test_a_layer_that_breaks_the_symmetry_is_caught() -> None:
+    g = group("c4")
+    with pytest.raises(EquivarianceError, match="not equivariant"):
+        assert_equivariant(
+            torch.nn.Conv2d(1, 1, 3, padding=1), torch.randn(1, 1, 8, 8), g, image_action(g), image_action(g), 1e-5
+        )
+
+
+def test_sizes() -> None:
+    assert sides(28) == [28, 14, 7]
+    assert sides(256) == [256, 128, 64, 32, 16, 8]
+    assert fitting_size(27) == 28 and fitting_size(29) == 32 and fitting_size(1000) == 256
+    assert all(4 <= sides(size)[-1] <= 8 for size in fitting_sizes())
+    with pytest.raises(SizeError, match="image size 30 cannot be halved evenly.*28, 32"):
+        sides(30)
+
+
+def test_what_does_not_exist_is_refused() -> None:
+    with pytest.raises(GroupError, match="c12"):
+        Autoencoder(AutoencoderConfig(group="c12"))
+    with pytest.raises(Refused, match="needs a head"):
+        readout("attention", group("d4"))
+    with pytest.raises(Refused, match="not a readout"):
+        readout("median", group("d4"))

@@ -1,0 +1,85 @@
+"""Padding and resizing commute with quarter turns and mirrors, for every size."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from eqmodel.actions import turn, turn_tensor
+from eqmodel.errors import ChannelError, CheckpointError
+from eqmodel.groups import group
+from eqmodel.preprocess import PreprocessSpec, preprocess, resampling_matrix
+
+D4 = group("d4")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    height=st.integers(1, 90),
+    width=st.integers(1, 90),
+    side=st.sampled_from([28, 32, 40]),
+    fit=st.sampled_from(["resize", "crop", "native"]),
+    background=st.sampled_from(["border", 0.0, 1.0]),
+    seed=st.integers(0, 1000),
+)
+def test_commutes(height: int, width: int, side: int, fit: str, background: object, seed: int) -> None:
+    spec = PreprocessSpec(image_size=side, fit=fit, background=background)  # type: ignore[arg-type]
+    image = np.random.default_rng(seed).integers(0, 256, (height, width), dtype=np.uint8)
+    straight = preprocess([image], spec)
+    for g, element in enumerate(D4.elements):
+        turned = preprocess([turn(image, element)], spec)
+        assert (turned - turn_tensor(straight, D4, g)).abs().max() < 2e-6
+
+
+@pytest.mark.parametrize("length,virtual,side", [(31, 40, 28), (40, 40, 28), (5, 28, 28), (29, 29, 28), (3, 3, 28)])
+def test_mirrored_rows_are_equal_bit_for_bit(length: int, virtual: int, side: int) -> None:
+    matrix = resampling_matrix(length, virtual, side)
+    assert torch.equal(matrix, matrix.flip(0).flip(1))
+
+
+def test_a_fitting_square_is_left_as_it_is() -> None:
+    image = np.arange(784, dtype=np.uint8).reshape(28, 28)
+    out = preprocess([image], PreprocessSpec())
+    assert torch.equal(out[0, 0], torch.from_numpy(image).float() / 255)
+
+
+def test_an_even_colour_stays_even_and_the_background_fills_the_rest() -> None:
+    grey = np.full((10, 20), 51, np.uint8)
+    assert torch.allclose(preprocess([grey], PreprocessSpec()), torch.tensor(0.2))
+    black = preprocess([grey], PreprocessSpec(background=0.0))[0, 0]
+    assert torch.allclose(black[14, 1:-1], torch.tensor(0.2)) and black[0].abs().max() == 0
+
+
+def test_types_and_scalings() -> None:
+    spec = PreprocessSpec(background=0.0)
+    byte = np.full((28, 28), 51, np.uint8)
+    assert torch.allclose(preprocess([byte], spec), preprocess([byte.astype(np.uint16) * 257], spec))
+    assert torch.allclose(preprocess([byte], spec), preprocess([np.full((28, 28), 0.2, np.float32)], spec))
+    fixed = PreprocessSpec(background=0.0, scaling=(100.0, 200.0))
+    assert torch.allclose(preprocess([np.full((28, 28), 150, np.uint16)], fixed), torch.tensor(0.5))
+    ramp = np.arange(784, dtype=np.float32).reshape(28, 28)
+    stretched = preprocess([ramp], PreprocessSpec(scaling=("percentiles", 0.0, 100.0)))
+    assert stretched.min() == 0 and stretched.max() == 1
+
+
+def test_colour_into_a_grey_model_is_luminance_and_other_counts_are_refused() -> None:
+    red = np.zeros((28, 28, 3), np.uint8)
+    red[..., 0] = 255
+    assert torch.allclose(preprocess([red], PreprocessSpec()), torch.tensor(0.299))
+    with pytest.raises(ChannelError, match="the image has 1 channel, the model takes 3"):
+        preprocess([red[..., 0]], PreprocessSpec(channels=3))
+    with pytest.raises(ChannelError, match="the image has 2 channels, the model takes 1"):
+        preprocess([red[..., :2]], PreprocessSpec())
+
+
+def test_a_batch_of_mixed_sizes_is_each_image_by_itself(many_sizes: list[np.ndarray]) -> None:
+    spec = PreprocessSpec()
+    batch = preprocess(many_sizes, spec)
+    for i in range(0, 500, 37):
+        assert torch.allclose(batch[i], preprocess([many_sizes[i]], spec)[0], atol=1e-6)
+
+
+def test_an_unknown_version_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="version 2 is unknown"):
+        PreprocessSpec.from_dict(PreprocessSpec(version=2).as_dict())
