@@ -13,9 +13,9 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from types import FrameType
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, get_type_hints
 
 import typer
 from typer.core import TyperGroup
@@ -53,39 +53,77 @@ class Stopped(OrbitError):
 def verb(example: str) -> Callable[[Callable[..., Any]], Callable[..., None]]:
     """Make a command of a function that returns an `Answer` (or nothing).
 
-    Adds --debug, keeps standard output for the answer alone, and remembers `example`, which the
-    help and the messages about missing arguments show.
+    A parameter of the function that is a dataclass stands for one flag per field. Adds --debug,
+    keeps standard output for the answer alone, and remembers `example`, which the help and the
+    messages about wrong flags show.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., None]:
+        groups = flag_groups(function)
+
         @functools.wraps(function)
         def command(*, debug: bool = False, **flags: Any) -> None:
             stdout = sys.stdout
             try:
                 with contextlib.redirect_stdout(sys.stderr):
-                    answer = function(**flags)
+                    answer = function(**gather(groups, flags))
                 tell(answer, as_json=bool(flags.get("as_json")), stdout=stdout)
             except Exception:
                 if debug:
                     traceback.print_exc()
                 raise
 
-        declare_debug(command, function)
-        setattr(command, "example", example)  # noqa: B010  a function has no such attribute to mypy
+        declare(command, function, groups)
+        command.__dict__["example"] = example
         return command
 
     return decorate
 
 
-def declare_debug(command: Callable[..., None], function: Callable[..., Any]) -> None:
-    """Let Typer see the flags of `function` and --debug after them."""
-    signature = inspect.signature(function)
-    debug = inspect.Parameter(
-        "debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Debug
+def flag_groups(function: Callable[..., Any]) -> dict[str, type]:
+    """The parameters of a function that are dataclasses."""
+    hints = get_type_hints(function)
+    return {name: kind for name, kind in hints.items() if name != "return" and is_dataclass(kind)}
+
+
+def gather(groups: dict[str, type], flags: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of the function: the fields of each dataclass put together."""
+    rest = dict(flags)
+    for name, group in groups.items():
+        rest[name] = group(**{part.name: rest.pop(part.name) for part in fields(group)})
+    return rest
+
+
+def declare(
+    command: Callable[..., None], function: Callable[..., Any], groups: dict[str, type]
+) -> None:
+    """Let Typer see the flags: those of `function`, its dataclasses unfolded, and --debug."""
+    parameters: list[inspect.Parameter] = []
+    for parameter in inspect.signature(function, eval_str=True).parameters.values():
+        if parameter.name in groups:
+            parameters.extend(unfold(groups[parameter.name]))
+        else:
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+    parameters.append(
+        inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Debug)
     )
-    parameters = [*signature.parameters.values(), debug]
-    command.__dict__["__signature__"] = signature.replace(parameters=parameters)
-    command.__annotations__ = {**function.__annotations__, "debug": Debug}
+    command.__dict__["__signature__"] = inspect.Signature(parameters)
+    command.__dict__.pop("__wrapped__")
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+
+
+def unfold(group: type) -> list[inspect.Parameter]:
+    """One keyword parameter per field of a dataclass."""
+    hints = get_type_hints(group, include_extras=True)
+    return [
+        inspect.Parameter(
+            part.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if part.default is MISSING else part.default,
+            annotation=hints[part.name],
+        )
+        for part in fields(group)
+    ]
 
 
 def tell(answer: Answer | None, *, as_json: bool, stdout: Any) -> None:

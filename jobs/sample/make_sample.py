@@ -4,7 +4,8 @@
 
 1,900 images of clothes, each mirrored or not and turned by a quarter or by any angle, and 100
 known copies of as many of them: mirrored or turned by quarters once more, pixel for pixel.
-Shuffled into five tar shards. `query/` gets images that are in no shard.
+Shuffled into five tar shards. The folder beside it, sample_queries, gets images that are in no
+shard (outside the sample's own folder, so that the sample can be given as INPUT as it lies).
 """
 
 import json
@@ -156,6 +157,7 @@ def write_copies(pictures: list[Picture], layout: Layout, path: Path) -> None:
 
 
 def write_queries(queries: list[Picture], out: Path) -> None:
+    """PNG files named after their number and class."""
     out.mkdir(parents=True, exist_ok=True)
     for old in out.glob("*.png"):
         old.unlink()
@@ -168,7 +170,9 @@ def make_sample(
     source: Annotated[
         Path | None, typer.Option("--from", help="folder with the IDX files, instead of a mirror")
     ] = None,
-    out: Annotated[Path, typer.Option(help="folder to write into")] = FOLDER,
+    out: Annotated[
+        Path, typer.Option(help="folder for the shards; OUT_queries gets the rest")
+    ] = FOLDER,
     seed: Annotated[int, typer.Option(help="of the choice and of the poses")] = SEED,
 ) -> None:
     """Make the sample: five tar shards, copies.json, and images to query with."""
@@ -178,7 +182,7 @@ def make_sample(
     originals, queries = chosen[:-NUM_QUERIES], chosen[-NUM_QUERIES:]
     pictures = add_copies(originals, rng)
     layout = Layout(tuple(int(n) for n in rng.permutation(len(pictures))))
-    write_queries(queries, out / "query")
+    write_queries(queries, out.with_name(f"{out.name}_queries"))
     write_shards(pictures, layout, out)
     write_copies(pictures, layout, out / "copies.json")
     size = sum(path.stat().st_size for path in out.glob("*.tar"))
