@@ -26,6 +26,7 @@ help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: $(READY)  ## make .venv with the pinned versions and the orbit command (FAISS=gpu for faiss-gpu)
+	@echo "ready: $(BIN)/orbit --help"
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "orbit: no Python found; install Python 3.11 or newer, or name it: make setup PYTHON=/path/to/python" >&2; exit 2; }

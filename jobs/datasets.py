@@ -73,8 +73,17 @@ MNIST = Dataset(
 
 FASHION_MNIST = Dataset(
     name="fashion-mnist",
-    classes=tuple(
-        "T-shirt,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot".split(",")
+    classes=(
+        "T-shirt",
+        "Trouser",
+        "Pullover",
+        "Dress",
+        "Coat",
+        "Sandal",
+        "Shirt",
+        "Sneaker",
+        "Bag",
+        "Ankle boot",
     ),
     mirrors=(
         "https://fashion-mnist.s3.eu-central-1.amazonaws.com/",

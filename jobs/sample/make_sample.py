@@ -62,7 +62,7 @@ def has_clear_pose(pixels: Pixels) -> bool:
     """Whether all eight poses of the image look different."""
     poses = [act(pixels, element).astype(np.float32) for element in ELEMENTS]
     differences = [np.abs(poses[0] - pose).mean() for pose in poses[1:]]
-    return min(differences) >= MIN_POSE_DIFFERENCE
+    return bool(min(differences) >= MIN_POSE_DIFFERENCE)
 
 
 def pose_at_random(pixels: Pixels, rng: np.random.Generator) -> Pixels:
@@ -129,6 +129,8 @@ def shard_name(number: int) -> str:
 
 
 def write_shards(pictures: list[Picture], layout: Layout, out: Path) -> None:
+    """The tars: per image a .cls with its class and a .png with its pixels."""
+    out.mkdir(parents=True, exist_ok=True)
     for number in range(NUM_SHARDS):
         members: list[tuple[str, bytes]] = []
         for n in layout.shard(number):

@@ -1,0 +1,55 @@
+"""The command as a person meets it: its two streams and its exit code."""
+
+import io
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one command line left: exit code and the text of both streams."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def json(self) -> Any:
+        """Standard output as exactly one JSON object."""
+        lines = self.stdout.splitlines()
+        assert len(lines) == 1, f"expected one line of JSON, found {self.stdout!r}"
+        return json.loads(lines[0])
+
+
+Orbit = Callable[..., Outcome]
+
+
+@pytest.fixture
+def orbit(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Orbit]:
+    """Run a command line in this process: `orbit("query", store, "-", stdin=png)`."""
+    from jobs.cli import app
+    from jobs.console import run
+
+    def call(*arguments: object, stdin: bytes = b"") -> Outcome:
+        monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(stdin)))
+        capsys.readouterr()
+        code = run(app, "orbit", [str(argument) for argument in arguments])
+        streams = capsys.readouterr()
+        return Outcome(code, streams.out, streams.err)
+
+    yield call
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder with its content: to show that nothing changed."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
