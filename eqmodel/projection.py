@@ -9,7 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-FLOOR = 1e-3  # smallest eigenvalue kept, as a share of the largest
+# Added to the scatter within orbits, as a share of the largest eigenvalue of all scatter. Measured on a d4 model
+# trained for 4 minutes, power 0.25, 2,000 test images each of Fashion-MNIST and MNIST: free-angle rank-1 0.76 and
+# 0.73 at 1e-3, 0.95 and 0.96 at 1e-5; invariance error 1.1e-6 at either, because all runs in float64.
+FLOOR = 1e-5
 DEAD = 1e-4  # coordinates with a smaller share of the largest standard deviation are dropped
 
 
@@ -45,7 +48,7 @@ def root(x: Tensor, eps: Tensor) -> Tensor:
     return x / torch.sqrt(x.abs() + eps)
 
 
-def fit_projection(views: Tensor, dim: int, *, power: float = 0.5, intermediate: int = 512) -> Projection:
+def fit_projection(views: Tensor, dim: int, *, power: float = 0.25, intermediate: int = 512) -> Projection:
     """Fit on features (N, views, F) of ``views`` free turns of each of N images.
 
     Principal components first (randomised SVD, Halko 2011). In their space, directions are weighted by how

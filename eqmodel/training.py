@@ -57,7 +57,7 @@ class TrainConfig:
     reconstruction: float = 0.5
     patience: int = 3
     held_out: float = 0.02
-    power: float = 0.5
+    power: float = 0.25
     seed: int = 0
     device: str = "cpu"
     bfloat16: bool = False
