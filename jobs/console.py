@@ -83,7 +83,11 @@ def verb(example: str) -> Callable[[Callable[..., Any]], Callable[..., None]]:
 def flag_groups(function: Callable[..., Any]) -> dict[str, type]:
     """The parameters of a function that are dataclasses."""
     hints = get_type_hints(function)
-    return {name: kind for name, kind in hints.items() if name != "return" and is_dataclass(kind)}
+    return {
+        name: kind
+        for name, kind in hints.items()
+        if name != "return" and isinstance(kind, type) and is_dataclass(kind)
+    }
 
 
 def gather(groups: dict[str, type], flags: dict[str, Any]) -> dict[str, Any]:
@@ -161,19 +165,22 @@ def nearest(word: str, known: Sequence[str]) -> str:
 
 
 def usage_message(error: TyperException) -> str:
-    """One line for a command line that does not parse."""
+    """One line for a command line that does not parse: what was wrong, and where to look."""
     context = getattr(error, "ctx", None)
     message = error.format_message().strip().rstrip(".")
     message = message[:1].lower() + message[1:]
-    option = getattr(error, "option_name", None)
     if context is None:
         return message
-    if message.startswith("no such option") and option:
+    option = getattr(error, "option_name", None)
+    if option and message.startswith("no such option"):
         flags = [flag for parameter in context.command.params for flag in parameter.opts]
-        message = f"no such flag '{option}'{nearest(option, flags)}"
-    name = context.command_path
-    example = f", for example: {context.command.epilog}" if context.command.epilog else ""
-    return f"{name}: {message}; see {name} --help{example}"
+        return (
+            f"no such flag '{option}'{nearest(option, flags)}: "
+            f"{context.command_path} --help lists them"
+        )
+    example = context.command.epilog
+    wanted = f"expected for example: {example}" if example else "the command line does not fit"
+    return f"{message}, {wanted} ({context.command_path} --help tells more)"
 
 
 def one_line(error: BaseException) -> str:

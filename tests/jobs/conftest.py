@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,7 +31,7 @@ Orbit = Callable[..., Outcome]
 
 
 @pytest.fixture
-def orbit(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Orbit]:
+def orbit(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Orbit:
     """Run a command line in this process: `orbit("query", store, "-", stdin=png)`."""
     from jobs.cli import app
     from jobs.console import run
@@ -43,7 +43,7 @@ def orbit(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -
         streams = capsys.readouterr()
         return Outcome(code, streams.out, streams.err)
 
-    yield call
+    return call
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:

@@ -92,9 +92,7 @@ def test_an_unknown_name_is_refused(tmp_path: Path) -> None:
         datasets(["cifar"], tmp_path)
 
 
-def test_a_download_tries_every_mirror(
-    monkeypatch: pytest.MonkeyPatch, idx_folder: Path
-) -> None:
+def test_a_download_tries_every_mirror(monkeypatch: pytest.MonkeyPatch, idx_folder: Path) -> None:
     asked: list[str] = []
 
     def urlopen(url: str, timeout: float) -> io.BytesIO:

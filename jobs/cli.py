@@ -1,0 +1,59 @@
+"""The `orbit` command: its verbs, one per file of this package."""
+
+import sys
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from jobs.console import Verbs, add, run
+from jobs.demo import demo
+from jobs.embed import embed
+from jobs.index import index
+from jobs.models import models
+from jobs.query import query
+from jobs.report import report
+from jobs.run import run as run_verb
+from jobs.status import status
+from jobs.train import train
+
+app = typer.Typer(
+    cls=Verbs,
+    add_completion=False,
+    rich_markup_mode=None,
+    help="One embedding per orbit: embed a bucket of images so that a picture and its turned and "
+    "mirrored copies are found as one; index it, query it, report on it.",
+    epilog="INPUT and STORE are local paths or URLs (s3://bucket/folder). "
+    "`orbit VERB --help` tells the flags of a verb; start with `orbit demo`.",
+)
+
+
+def show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"orbit {version('orbit-embeddings')}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def verbs(
+    context: typer.Context,
+    _version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=show_version, help="print the version"),
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+for command in (run_verb, query, demo, train, embed, index, report, status, models):
+    add(app, command)
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(run(app, "orbit"))
+
+
+if __name__ == "__main__":
+    main()
