@@ -212,7 +212,7 @@ def _identity(log: DeltaLog) -> TableIdentity:
         identity = TableIdentity.from_configuration(log.configuration)
     except (KeyError, ValueError) as error:
         raise TableError(
-            f"{log.folder.url}: a Delta table that Orbit did not make ({error}); choose another STORE"
+            f"{log.folder.url}: a Delta table that is not Orbit's ({error}); choose another STORE"
         ) from error
     if identity.format_version > FORMAT_VERSION:
         raise FormatError(

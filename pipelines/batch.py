@@ -1,0 +1,195 @@
+"""The main job: list, compare with the table, embed what is new, commit, say what was done."""
+
+from __future__ import annotations
+
+import secrets
+import tempfile
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from pipelines import guards
+from pipelines.config import EmbedSettings
+from pipelines.errors import InputError
+from pipelines.models import find_checkpoint, keep_copy, model_id_of
+from pipelines.shards import ReadOptions, Shard, list_shards
+from pipelines.shards.listing import input_folder
+from pipelines.storage import Folder
+from pipelines.summary import Clock, EmbedSummary, Planned, RunSummary
+from pipelines.table import Counts, EmbeddingTable, KnownFile, Plan, TableIdentity, live_model
+
+if TYPE_CHECKING:
+    from pipelines.publication import PublishOptions
+
+
+class Progress(Protocol):
+    """Called with a stage's name, how much is done, of how much (None: not known), and a note."""
+
+    def __call__(self, stage: str, done: int, total: int | None = None, note: str = "") -> None:
+        """Show it."""
+
+
+def silent(stage: str, done: int, total: int | None = None, note: str = "") -> None:
+    """Progress that nobody looks at."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run's places and plan, after every check and before anything is created."""
+
+    settings: EmbedSettings
+    model_id: str
+    model_folder: Path
+    listed: Folder
+    store: Folder
+    table: EmbeddingTable | None
+    plan: Plan
+    run: str = field(default_factory=lambda: new_run_name())
+
+    @property
+    def input(self) -> Folder:
+        """The folder that sources are relative to: INPUT, or the parent of a single object."""
+        return input_folder(self.listed.url)
+
+    @property
+    def read_options(self) -> ReadOptions:
+        """How the input's columns are called."""
+        settings = self.settings
+        return ReadOptions(
+            image_column=settings.image_column,
+            key_column=settings.key_column,
+            label_column=settings.label_column,
+        )
+
+    @property
+    def work(self) -> tuple[tuple[Shard, KnownFile | None], ...]:
+        """The shards to embed, each with the file that it replaces; at most ``limit`` of them."""
+        known = {} if self.table is None else self.table.known()
+        chosen = self.plan.work[: self.settings.limit]
+        return tuple((shard, known.get(shard.source)) for shard in chosen)
+
+    @property
+    def planned(self) -> Planned:
+        """The plan in numbers."""
+        plan = self.plan
+        return Planned(
+            num_added=len(plan.added),
+            num_changed=len(plan.changed),
+            num_vanished=len(plan.vanished),
+            num_unchanged=len(plan.unchanged),
+            num_bytes=sum(shard.size for shard in plan.work),
+        )
+
+
+def embed_input(settings: EmbedSettings, progress: Progress = silent) -> EmbedSummary:
+    """Bring STORE's embeddings table to what INPUT holds now.
+
+    With nothing to do neither Ray nor torch is imported. Raises what is refused before any work
+    (exit 2), ListingError, ConflictError; a run that did part of its work returns a summary
+    whose ``failure`` says what is missing. Signals: see ``signals.py``.
+    """
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="orbit-") as place:
+        job = prepare_job(settings, Path(place), progress)
+        if settings.dry_run or job.plan.empty:
+            summary = untouched(job)
+        elif not job.plan.work:
+            summary = remove_vanished(job)
+        else:
+            from pipelines.embedding_run import EmbeddingRun
+
+            summary = EmbeddingRun(job, open_table(job), progress, started).execute()
+    summary.clock.elapsed_s = time.monotonic() - started
+    return summary
+
+
+def run_input(
+    settings: EmbedSettings, options: PublishOptions | None = None, progress: Progress = silent
+) -> RunSummary:
+    """``embed_input``, then a publication of the table's version unless that one is live."""
+    from pipelines.publish_run import publish_version
+
+    summary = embed_input(settings, progress)
+    return publish_version(Folder(settings.store), summary, options, progress)
+
+
+def prepare_job(settings: EmbedSettings, place: Path, progress: Progress) -> Job:
+    """Check everything that can be checked without touching the store, and make the plan."""
+    listed, store = Folder(settings.input), Folder(settings.store)
+    guards.check_places(listed, store)
+    folder = find_checkpoint(settings.model, place)
+    model_id = model_id_of(folder)
+    guards.check_model(store, live_model(store), model_id, settings.new_model)
+    table = EmbeddingTable.open(store, model_id)
+    if table is not None:
+        guards.check_input(table, listed.url)
+    progress("listing", 0, None, listed.url)
+    shards = list_input(listed, table, settings.buckets)
+    progress("listing", len(shards), len(shards), "shards found")
+    guards.check_listing(listed.url, shards, table, settings.allow_vanish)
+    plan = Plan(shards, (), (), ()) if table is None else table.plan(shards)
+    return Job(settings, model_id, folder, listed, store, table, plan)
+
+
+def list_input(listed: Folder, table: EmbeddingTable | None, buckets: int) -> tuple[Shard, ...]:
+    """The shards of INPUT, hashed into the number of buckets that the table was made with.
+
+    An object store cannot tell an empty folder from none: where the store knows shards, an INPUT
+    that is not there counts as an empty one, and the guards decide. InputError for a new store.
+    """
+    try:
+        return tuple(
+            list_shards(listed, buckets=buckets if table is None else table.identity.buckets)
+        )
+    except InputError:
+        if table is not None and table.known():
+            return ()
+        raise
+
+
+def open_table(job: Job) -> EmbeddingTable:
+    """The table to write to. A new one is made only after the model and the first images fit."""
+    if job.table is not None:
+        keep_copy(job.store, job.model_id, job.model_folder)
+        return job.table
+    from eqmodel import Embedder
+
+    embedder = Embedder.load(job.model_folder)
+    guards.check_images(job.input, [shard for shard, _ in job.work], job.read_options, embedder)
+    identity = TableIdentity(
+        model_id=job.model_id,
+        input_url=job.listed.url,
+        buckets=job.settings.buckets,
+        dim=embedder.dim,
+        group=embedder.group.name,
+    )
+    keep_copy(job.store, job.model_id, job.model_folder)
+    table = EmbeddingTable.create(job.store, identity)
+    guards.check_input(table, job.listed.url)  # another writer may have been faster
+    return table
+
+
+def untouched(job: Job) -> EmbedSummary:
+    """Nothing to do, or only to be told: nothing was created, nothing changed."""
+    counts = Counts(0, 0, 0, 0, 0) if job.table is None else job.table.counts()
+    version = None if job.table is None else job.table.version
+    return EmbedSummary(job.model_id, version, counts, job.planned, dry_run=job.settings.dry_run)
+
+
+def remove_vanished(job: Job) -> EmbedSummary:
+    """Nothing to embed, only rows to remove: one commit, no Ray."""
+    table, clock = open_table(job), Clock()
+    began = time.monotonic()
+    committed = table.commit([], [file.source for file in job.plan.vanished])
+    clock.commit_s = time.monotonic() - began
+    removed = sum(file.num_seen for file in committed.removed)
+    return EmbedSummary(
+        job.model_id, table.version, table.counts(), job.planned, num_removed=removed, clock=clock
+    )
+
+
+def new_run_name() -> str:
+    """A name no other run has; begins with the time for people, means nothing to the program."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S}_{secrets.token_hex(4)}"

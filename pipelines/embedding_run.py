@@ -1,0 +1,216 @@
+"""The part of the job that needs workers: hand out, collect receipts, commit every few seconds."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from eqmodel.errors import OrbitError, Refused
+from pipelines.dispatch import Dispatch
+from pipelines.efficiency import Demand, Ideal, ideal
+from pipelines.embed import WorkerSettings
+from pipelines.errors import IncompleteError
+from pipelines.layout import Layout, WorkerFlags, lay_out
+from pipelines.pool import Pool, PoolSettings, ray_session
+from pipelines.shards import list_shards
+from pipelines.signals import StopRequest, stop_requests
+from pipelines.summary import Clock, EmbedSummary
+from pipelines.table import EmbeddingTable, KnownFile, Receipt
+
+if TYPE_CHECKING:
+    from pipelines.batch import Job, Progress
+    from pipelines.failures import Failure
+
+MAX_REPLANS = 3
+HEARTBEAT_S = 60.0
+LEAST_ROWS_TO_JUDGE = 100
+"""The share of rejected rows is held against a run only when it added at least so many."""
+
+
+class EmbeddingRun:
+    """One run over the shards of a job; ``execute`` once."""
+
+    def __init__(self, job: Job, table: EmbeddingTable, progress: Progress, started: float) -> None:
+        self._job, self._table, self._progress, self._started = job, table, progress, started
+        self._clock = Clock()
+        self._waiting: list[Receipt] = []
+        self._landed: list[Receipt] = []
+        self._removed: list[KnownFile] = []
+        self._last_receipt: float | None = None
+        self._next_commit = 0.0
+        self._next_heartbeat = 0.0
+        self._failures: dict[str, str] = {}
+        self._dispatch = self._new_dispatch(job.work)
+
+    def execute(self) -> EmbedSummary:
+        """Embed and commit; the summary holds the failure of a run that is not complete."""
+        settings = self._job.settings
+        flags = WorkerFlags.parse(
+            settings.workers, settings.cpus_per_worker, settings.gpus_per_worker
+        )
+        self._say("starting workers")
+        least = int((flags.min_workers or 1) * (flags.cpus_per_worker or 1))
+        with ray_session(settings.ray, least) as (cpus, gpus), stop_requests() as stop:
+            layout = lay_out(cpus, gpus, self._dispatch.total, flags)
+            pool = Pool(self._pool_settings(layout), self._take, self._tick, stop)
+            with pool:
+                fatal = self._work(pool, stop)
+                self._note_times(pool)
+                rates = None if fatal or stop() else pool.calibrate()
+                self._commit(final=fatal is None and not stop())
+        reached = None
+        if rates is not None:
+            reached = ideal(rates, self._demand(layout))
+        return self._summary(reached, self._failure(fatal, stop))
+
+    def _work(self, pool: Pool, stop: StopRequest) -> Failure | None:
+        """Work the plan off; shards that changed meanwhile are listed and planned again."""
+        for _ in range(MAX_REPLANS):
+            fatal = pool.run(self._dispatch)
+            self._failures |= self._dispatch.failures
+            changed = self._dispatch.replan
+            if fatal is not None or stop() or not changed:
+                return fatal
+            self._commit(final=False)
+            buckets = self._table.identity.buckets
+            listed = list_shards(self._job.listed, buckets=buckets)
+            known = self._table.known()
+            again = [(s, known.get(s.source)) for s in listed if s.source in changed]
+            self._dispatch = self._new_dispatch(again)
+        for source in self._dispatch.replan:
+            self._failures[source] = f"it changed while it was read, {MAX_REPLANS} times"
+        return None
+
+    def _new_dispatch(self, work: object) -> Dispatch:
+        settings = self._job.settings
+        return Dispatch(
+            work,  # type: ignore[arg-type]
+            run=self._job.run,
+            max_attempts=settings.max_attempts,
+            batch_size=settings.batch_size,
+        )
+
+    def _pool_settings(self, layout: Layout) -> PoolSettings:
+        job, settings = self._job, self._job.settings
+        worker = WorkerSettings(
+            input_url=job.input.url,
+            store_url=job.store.url,
+            model_id=job.model_id,
+            model_folder=str(job.model_folder),
+            read=job.read_options,
+            thumbnail_share=settings.thumbnail_share,
+            batch_size=settings.batch_size,
+            threads=layout.threads,
+            device=layout.device,
+        )
+        return PoolSettings(layout, worker, settings.deadline_s)
+
+    # -- what the pool calls ------------------------------------------------------------------
+
+    def _take(self, receipt: Receipt) -> bool:
+        """Believe a receipt only when its file is there."""
+        if not self._table.holds(receipt):
+            return False
+        self._waiting.append(receipt)
+        self._last_receipt = time.monotonic()
+        return True
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        if now >= self._next_commit:
+            self._next_commit = now + self._job.settings.commit_every_s
+            self._commit(final=False)
+        if now >= self._next_heartbeat:
+            self._next_heartbeat = now + HEARTBEAT_S
+            self._beat()
+        self._say("embedding")
+
+    def _commit(self, final: bool) -> None:
+        """Commit the receipts in hand; vanished shards go with the last commit of a whole run."""
+        vanished = [file.source for file in self._job.plan.vanished] if final else []
+        if not self._waiting and not vanished:
+            return
+        began = time.monotonic()
+        committed = self._table.commit(self._waiting, vanished)
+        self._clock.commit_s += time.monotonic() - began
+        self._waiting = []
+        self._landed += committed.landed
+        self._removed += committed.removed
+        self._dispatch.drop(self._table.foreign())
+
+    def _beat(self) -> None:
+        """Settings and a sign of life under runs/, for people and for clean-up only."""
+        beat = {
+            "run": self._job.run,
+            "model_id": self._job.model_id,
+            "settings": asdict(self._job.settings),
+            "shards_done": len(self._dispatch.done),
+            "shards_total": self._dispatch.total,
+            "table_version": self._table.version,
+        }
+        self._job.store.write(f"runs/{self._job.run}/heartbeat.json", json.dumps(beat).encode())
+
+    def _say(self, stage: str) -> None:
+        receipts = [*self._landed, *self._waiting]
+        images = sum(r.num_embedded + r.num_rejected for r in receipts)
+        note = f"{images:,} images" if images else ""
+        self._progress(stage, len(self._dispatch.done), self._dispatch.total, note)
+
+    # -- the end ------------------------------------------------------------------------------
+
+    def _note_times(self, pool: Pool) -> None:
+        first = pool.first_handed_out
+        if first is None:
+            self._clock.startup_s = time.monotonic() - self._started
+            return
+        self._clock.startup_s = first - self._started
+        self._clock.steady_s = (self._last_receipt or time.monotonic()) - first
+
+    def _demand(self, layout: Layout) -> Demand:
+        return Demand(
+            num_encoded=sum(r.num_encoded for r in self._landed),
+            in_bytes=sum(r.in_bytes for r in self._landed),
+            cores=layout.cores,
+            gpus=layout.gpus,
+            workers=layout.workers,
+        )
+
+    def _failure(self, fatal: Failure | None, stop: StopRequest) -> OrbitError | None:
+        if stop():
+            return stop.error()
+        if fatal is not None:
+            kind = Refused if fatal.exit_code == Refused.exit_code else IncompleteError
+            return kind(f"{fatal.message}; what was done is committed")
+        if self._failures:
+            source, reason = next(iter(sorted(self._failures.items())))
+            return IncompleteError(
+                f"{len(self._failures)} of {len(self._job.work)} shards failed, the others are "
+                f"committed; {source}: {reason}; run again to try them once more"
+            )
+        return self._too_many_rejects()
+
+    def _too_many_rejects(self) -> OrbitError | None:
+        rejected = sum(r.num_rejected for r in self._landed)
+        rows = sum(r.num_embedded for r in self._landed) + rejected
+        allowed = self._job.settings.max_reject_share
+        if rows < LEAST_ROWS_TO_JUDGE or rejected <= allowed * rows:
+            return None
+        return IncompleteError(
+            f"{rejected} of {rows} images were rejected, at most {allowed:.0%} expected; the rest "
+            "is committed: see the table's column 'error', or raise --max-reject-share"
+        )
+
+    def _summary(self, reached: Ideal | None, failure: OrbitError | None) -> EmbedSummary:
+        return EmbedSummary(
+            model_id=self._job.model_id,
+            table_version=self._table.version,
+            counts=self._table.counts(),
+            planned=self._job.planned,
+            landed=tuple(self._landed),
+            num_removed=sum(file.num_seen for file in self._removed),
+            clock=self._clock,
+            ideal=reached,
+            failure=failure,
+        )

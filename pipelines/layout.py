@@ -1,0 +1,88 @@
+"""How many workers, and what each of them gets: decided from what is there and what was asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipelines.errors import SettingsError
+
+
+@dataclass(frozen=True)
+class WorkerFlags:
+    """``--workers MIN[:MAX] --cpus-per-worker --gpus-per-worker``; None where nothing was said."""
+
+    min_workers: int | None = None
+    max_workers: int | None = None
+    cpus_per_worker: float | None = None
+    gpus_per_worker: float | None = None
+
+    @classmethod
+    def parse(
+        cls, workers: str | None, cpus: float | None = None, gpus: float | None = None
+    ) -> WorkerFlags:
+        """From the flags as typed. SettingsError where they make no sense."""
+        low, high = _bounds(workers) if workers else (None, None)
+        for name, value in (("cpus", cpus), ("gpus", gpus)):
+            if value is not None and value < 0:
+                raise SettingsError(f"--{name}-per-worker {value}: expected a number of 0 or more")
+        return cls(low, high, cpus, gpus)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """``workers`` actors with so many CPUs and GPUs each; ``threads`` is what torch may use.
+
+    ``cores`` and ``gpus`` are the capacity that the run is measured against.
+    """
+
+    workers: int
+    cpus_per_worker: float
+    gpus_per_worker: float
+    threads: int
+    cores: float
+    gpus: float
+
+    @property
+    def device(self) -> str:
+        """Where a worker encodes."""
+        return "cuda" if self.gpus_per_worker > 0 else "cpu"
+
+
+def lay_out(cpus: float, gpus: float, shards: int, flags: WorkerFlags) -> Layout:
+    """One GPU for each worker where there are GPUs, else one CPU; never more workers than shards.
+
+    CPUs that nobody asked for are shared out among the workers, so that a few shards on a large
+    machine still use it. MIN workers are started even where they do not fit at once: a cluster
+    may grow.
+    """
+    each_gpus = flags.gpus_per_worker
+    if each_gpus is None:
+        each_gpus = 1.0 if gpus >= 1 else 0.0
+    asked_cpus = flags.cpus_per_worker
+    least_cpus = 1.0 if asked_cpus is None else asked_cpus
+    fits = [int(cpus // least_cpus)] if least_cpus > 0 else []
+    if each_gpus > 0:
+        fits.append(int(gpus // each_gpus))
+    possible = max(1, min(fits) if fits else 1)
+    if flags.max_workers is not None:
+        possible = min(possible, flags.max_workers)
+    workers = max(1, min(max(possible, flags.min_workers or 1), shards))
+    each_cpus = asked_cpus if asked_cpus is not None else float(max(1, int(cpus // workers)))
+    restricted = flags.max_workers is not None or asked_cpus is not None
+    return Layout(
+        workers=workers,
+        cpus_per_worker=each_cpus,
+        gpus_per_worker=each_gpus,
+        threads=max(1, int(each_cpus)),
+        cores=min(cpus, workers * max(each_cpus, 1.0)) if restricted else cpus,
+        gpus=workers * each_gpus,
+    )
+
+
+def _bounds(text: str) -> tuple[int, int]:
+    low, _, high = text.partition(":")
+    if low.isdecimal() and (high.isdecimal() or not high):
+        least, most = int(low), int(high or low)
+        if 1 <= least <= most:
+            return least, most
+    raise SettingsError(f"--workers {text}: expected MIN or MIN:MAX, such as 2 or 2:8")

@@ -1,0 +1,55 @@
+"""Checkpoints on the way: from a URL to this machine, into the store, and out of it again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from eqmodel.checkpoint import CARD, TENSORS, read_card, resolve
+from eqmodel.errors import CheckpointError, OrbitError
+from pipelines.storage import Folder
+
+_FILES = (TENSORS, CARD)
+"""The card last: a folder with a card is whole."""
+
+
+def find_checkpoint(where: str, place: Path) -> Path:
+    """The folder of a checkpoint given by shipped name, local path or URL (copied to ``place``).
+
+    CheckpointError when there is none, or it cannot be fetched.
+    """
+    if "://" not in where:
+        return resolve(where)
+    url = where
+    for name in _FILES:
+        url = url.removesuffix(f"/{name}")
+    return _copy(Folder(url), place)
+
+
+def model_id_of(folder: Path) -> str:
+    """The model_id that a checkpoint's card states, without loading a weight."""
+    return str(read_card(folder)["model_id"])
+
+
+def keep_copy(store: Folder, model_id: str, folder: Path) -> None:
+    """Put the checkpoint into the store unless it is there: a store can always embed a query."""
+    kept = store.child(f"models/{model_id}")
+    for name in _FILES:
+        if kept.stat(name) is None:
+            kept.upload(folder / name, name)
+
+
+def checkpoint_of_store(store: Folder, model_id: str, place: Path) -> Path:
+    """Copy the store's own checkpoint of ``model_id`` to ``place``."""
+    return _copy(store.child(f"models/{model_id}"), place)
+
+
+def _copy(source: Folder, place: Path) -> Path:
+    for name in _FILES:
+        try:
+            source.download(name, place / name)
+        except (OrbitError, OSError) as error:
+            raise CheckpointError(
+                f"{source.url}: {name} cannot be fetched ({error}); a checkpoint is a folder "
+                f"with {TENSORS} and {CARD}"
+            ) from error
+    return place

@@ -1,0 +1,385 @@
+"""A pool of Ray actors that pull shards: the only file that imports Ray for the batch job.
+
+Descriptors go in, receipts come out; pixels never leave an actor. Each actor has one shard in
+work and one that it fetches ahead. What a failure means is decided in ``dispatch.py``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import secrets
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+import ray
+from ray.exceptions import GetTimeoutError, RayError
+
+from pipelines.dispatch import Dispatch
+from pipelines.efficiency import Rates
+from pipelines.embed import ShardEmbedder, ShardWork, WorkerSettings
+from pipelines.errors import RayError as OrbitRayError
+from pipelines.failures import Failure, failure_of
+from pipelines.layout import Layout
+from pipelines.table import Receipt
+
+POLL_S = 0.2
+PROGRESS_EVERY_S = 2.0
+GATHER_S = 5.0
+"""How long the first worker that is ready waits for the others before shards are handed out."""
+MAX_LOADING_DEATHS = 8
+LONGEST_RESTART_S = 30.0
+_LOGGER = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A worker's word that its model is loaded."""
+
+    pid: int
+    host: str
+
+
+class _Worker:
+    """The actor. Its methods return what happened; an exception never crosses to the driver."""
+
+    def __init__(self) -> None:
+        self._embedder: ShardEmbedder | None = None
+
+    def load(self, settings: WorkerSettings, name: str) -> Ready | Failure:
+        try:
+            self._embedder = ShardEmbedder(settings, name)
+        except Exception as error:  # the process boundary
+            return failure_of(error)
+        return Ready(os.getpid(), socket.gethostname())
+
+    def embed(self, work: ShardWork) -> Receipt | Failure:
+        if self._embedder is None:
+            return Failure("retry", "the worker has no model loaded")
+        try:
+            return self._embedder.embed(work)
+        except Exception as error:  # the process boundary
+            return failure_of(error)
+
+    def calibrate(self) -> Rates | None:
+        return None if self._embedder is None else self._embedder.calibrate()
+
+    @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator]
+    def progress(self) -> int:
+        return 0 if self._embedder is None else self._embedder.progress
+
+
+@dataclass
+class _Slot:
+    """One actor as the driver sees it."""
+
+    name: str
+    actor: Any
+    loading: Any | None
+    changed_at: float
+    ready: Ready | None = None
+    works: dict[Any, ShardWork] = field(default_factory=dict)
+    seen: int = -1
+    asked: Any | None = None
+
+
+@dataclass(frozen=True)
+class PoolSettings:
+    """``deadline_s``: seconds without any progress after which a worker counts as stuck."""
+
+    layout: Layout
+    worker: WorkerSettings
+    deadline_s: float = 300.0
+    run: str = "run"
+
+
+@contextmanager
+def ray_session(mode: str, least_cpus: int) -> Iterator[tuple[float, float]]:
+    """A Ray to work on: ``local`` starts one of our own, ``auto`` or a URL joins a running one.
+
+    Yields (CPUs, GPUs) of the whole. A Ray that this process is already connected to is used and
+    left as it was. OrbitRayError when none can be reached.
+    """
+    if ray.is_initialized():
+        yield _resources()
+        return
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "include_dashboard": False}
+    try:
+        if mode == "local":
+            _lock_the_door()
+            cpus = max(least_cpus, _cpus_here())
+            ray.init(address="local", num_cpus=cpus, object_store_memory=100 << 20, **quiet)
+        else:
+            del quiet["include_dashboard"]
+            ray.init(address=mode, **quiet)
+    except (RayError, ConnectionError, OSError, RuntimeError, ValueError) as error:
+        raise OrbitRayError(
+            f"Ray ({mode}) cannot be used: {' '.join(str(error).split())[:200]}; "
+            "expected --ray local, auto (a cluster on this machine) or a cluster's URL"
+        ) from error
+    try:
+        yield _resources()
+    finally:
+        ray.shutdown()
+
+
+def _lock_the_door() -> None:
+    """A token of this process's own for the token authentication of a Ray that we start.
+
+    Ray 2.60 turns it on by itself for such a Ray (RAY_AUTH_MODE must not be set here: its library
+    has read it when it was imported); found in the environment, the token is neither looked for
+    nor written in the home folder.
+    """
+    if not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def _resources() -> tuple[float, float]:
+    total = ray.cluster_resources()
+    return float(total.get("CPU", 1.0)), float(total.get("GPU", 0.0))
+
+
+def _cpus_here() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class Pool:
+    """Actors of one run. ``run`` works a ``Dispatch`` off; a context manager that ends the actors.
+
+    ``on_receipt`` is called with each receipt and says whether it is believed; ``on_tick``
+    several times a second. Both run between events, so a commit in them delays no actor: each has
+    a second shard at hand. ``stop`` is asked all the time and ends the run when true.
+    """
+
+    def __init__(
+        self,
+        settings: PoolSettings,
+        on_receipt: Callable[[Receipt], bool],
+        on_tick: Callable[[], None],
+        stop: Callable[[], bool],
+    ) -> None:
+        self._settings, self._on_receipt, self._on_tick = settings, on_receipt, on_tick
+        self._stop = stop
+        self._slots: list[_Slot] = []
+        self._numbers = itertools.count()
+        self._deaths_in_a_row = 0
+        self._next_start = 0.0
+        self._next_look = 0.0
+        self._first_ready: float | None = None
+        self.first_handed_out: float | None = None
+        self.num_restarts = 0
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for slot in self._slots:
+            self._kill(slot)
+        self._slots = []
+
+    def run(self, dispatch: Dispatch) -> Failure | None:
+        """Work until nothing is left or ``stop`` is true; returns a Failure that ended the run."""
+        while not dispatch.finished and not self._stop():
+            now = time.monotonic()
+            self._start_missing(dispatch, now)
+            self._hand_out(dispatch, now)
+            fatal = self._collect(dispatch)
+            if fatal is not None:
+                return fatal
+            self._look_for_stuck(dispatch, time.monotonic())
+            self._on_tick()
+        return None
+
+    def calibrate(self, timeout_s: float = 15.0) -> Rates | None:
+        """Rates of one worker that is warm and now alone; None when none could be measured."""
+        for slot in self._slots:
+            if slot.ready is None or slot.works:
+                continue
+            try:
+                rates: Rates | None = ray.get(slot.actor.calibrate.remote(), timeout=timeout_s)
+            except (RayError, GetTimeoutError):
+                continue
+            if rates is not None:
+                return rates
+        return None
+
+    # -- starting -----------------------------------------------------------------------------
+
+    def _start_missing(self, dispatch: Dispatch, now: float) -> None:
+        """Keep as many actors as the layout says; after deaths without a success, with back-off."""
+        left = dispatch.pending + sum(len(slot.works) for slot in self._slots)
+        wanted = min(self._settings.layout.workers, left)
+        while len(self._slots) < wanted and now >= self._next_start:
+            self._slots.append(self._start(now))
+
+    def _start(self, now: float) -> _Slot:
+        layout, name = self._settings.layout, f"worker-{next(self._numbers)}"
+        kind = ray.remote(
+            num_cpus=layout.cpus_per_worker,
+            num_gpus=layout.gpus_per_worker,
+            max_restarts=0,
+            max_concurrency=2,
+            concurrency_groups={"control": 1},
+        )(_Worker)
+        actor = kind.remote()
+        return _Slot(name, actor, actor.load.remote(self._settings.worker, name), now)
+
+    # -- handing out --------------------------------------------------------------------------
+
+    def _hand_out(self, dispatch: Dispatch, now: float) -> None:
+        """One shard for each idle worker, then one ahead while there is enough for everybody."""
+        ready = [slot for slot in self._slots if slot.ready is not None]
+        if not ready or not self._gathered(len(ready), now):
+            return
+        for ahead in (0, 1):
+            for slot in ready:
+                if len(slot.works) > ahead or (ahead and dispatch.pending < len(self._slots)):
+                    continue
+                work = dispatch.next(now)
+                if work is None:
+                    return
+                self._give(slot, work, now)
+
+    def _gathered(self, num_ready: int, now: float) -> bool:
+        if self.first_handed_out is not None or num_ready == len(self._slots):
+            return True
+        if self._first_ready is None:
+            self._first_ready = now
+        return now - self._first_ready > GATHER_S
+
+    def _give(self, slot: _Slot, work: ShardWork, now: float) -> None:
+        if not slot.works:
+            slot.changed_at = now
+        if self.first_handed_out is None:
+            self.first_handed_out = now
+        slot.works[slot.actor.embed.remote(work)] = work
+
+    # -- collecting ---------------------------------------------------------------------------
+
+    def _collect(self, dispatch: Dispatch) -> Failure | None:
+        """Handle whatever ended within a fraction of a second."""
+        waiting: dict[Any, _Slot] = {}
+        for slot in self._slots:
+            waiting.update(dict.fromkeys(slot.works, slot))
+            if slot.loading is not None:
+                waiting[slot.loading] = slot
+        if not waiting:
+            time.sleep(POLL_S)
+            return None
+        done, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=0)
+        if not done:
+            done, _ = ray.wait(list(waiting), num_returns=1, timeout=POLL_S)
+        for ref in done:
+            slot = waiting[ref]
+            if slot not in self._slots:
+                continue  # died of an earlier one of these
+            try:
+                result = ray.get(ref)
+            except RayError as error:
+                self._bury(slot, dispatch, str(error))
+                continue
+            fatal = self._take(slot, ref, result, dispatch)
+            if fatal is not None:
+                return fatal
+        return None
+
+    def _take(
+        self, slot: _Slot, ref: Any, result: Receipt | Failure | Ready, dispatch: Dispatch
+    ) -> Failure | None:
+        now = time.monotonic()
+        slot.changed_at = now
+        if isinstance(result, Ready):
+            slot.ready, slot.loading = result, None
+            return None
+        if ref is slot.loading or ref == slot.loading:
+            return result if isinstance(result, Failure) else None
+        source = slot.works.pop(ref).shard.source
+        if isinstance(result, Receipt):
+            self._deaths_in_a_row = 0
+            if self._on_receipt(result):
+                dispatch.finish(source)
+            else:
+                dispatch.fail(source, "its file was not found in the store", now)
+        elif result.action == "fatal":
+            dispatch.give_back(source)
+            return result
+        elif result.action == "replan":
+            dispatch.changed(source)
+        else:
+            _LOGGER.info("%s: %s", source, result.message)
+            dispatch.fail(source, result.message, now)
+        return None
+
+    # -- ends ---------------------------------------------------------------------------------
+
+    def _bury(self, slot: _Slot, dispatch: Dispatch, why: str) -> None:
+        """A worker died: its shards go elsewhere, another worker starts after a pause."""
+        _LOGGER.info("%s died: %s", slot.name, why.splitlines()[0] if why else "")
+        now = time.monotonic()
+        for work in list(slot.works.values())[::-1]:
+            dispatch.die(work.shard.source, now)
+        self._remove(slot, now)
+        if slot.ready is None and self._deaths_in_a_row >= MAX_LOADING_DEATHS:
+            raise OrbitRayError(
+                f"{self._deaths_in_a_row} workers in a row died while loading the model; give "
+                "them more memory (--workers with a smaller number)"
+            )
+
+    def _remove(self, slot: _Slot, now: float) -> None:
+        self._kill(slot)
+        self._slots.remove(slot)
+        self.num_restarts += 1
+        self._deaths_in_a_row += 1
+        pause = min(LONGEST_RESTART_S, 0.1 * 2**self._deaths_in_a_row)
+        self._next_start = now + (pause if self._deaths_in_a_row > 1 else 0.0)
+
+    def _kill(self, slot: _Slot) -> None:
+        ray.kill(slot.actor, no_restart=True)
+        if slot.ready is not None and slot.ready.host == socket.gethostname():
+            # A stopped process does not hear Ray; its memory and CPU would stay taken.
+            try:
+                os.kill(slot.ready.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                return
+
+    def _look_for_stuck(self, dispatch: Dispatch, now: float) -> None:
+        """Ask every busy worker how far it is; end the ones that stand still past the deadline."""
+        if now < self._next_look:
+            return
+        self._next_look = now + min(PROGRESS_EVERY_S, self._settings.deadline_s / 4)
+        for slot in list(self._slots):
+            self._hear(slot, now)
+            if slot.works and now - slot.changed_at > self._settings.deadline_s:
+                self._end_stuck(slot, dispatch, now)
+
+    def _hear(self, slot: _Slot, now: float) -> None:
+        if slot.asked is not None:
+            answered, _ = ray.wait([slot.asked], timeout=0)
+            if not answered:
+                return
+            try:
+                seen = ray.get(slot.asked)
+            except RayError:
+                return
+            if seen != slot.seen:
+                slot.seen, slot.changed_at = seen, now
+        slot.asked = slot.actor.progress.remote() if slot.works else None
+
+    def _end_stuck(self, slot: _Slot, dispatch: Dispatch, now: float) -> None:
+        """The older shard is held to be the cause; the one fetched ahead goes back unharmed."""
+        first, *others = slot.works.values()
+        for work in others:
+            dispatch.give_back(work.shard.source)
+        dispatch.fail(first.shard.source, f"no progress for {self._settings.deadline_s:.0f} s", now)
+        self._remove(slot, now)

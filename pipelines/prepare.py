@@ -1,0 +1,161 @@
+"""One image's way through a worker: bytes -> pixels -> model input -> embedding."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eqmodel.errors import Refused
+from pipelines.decode import decode, encode_thumbnail
+from pipelines.errors import Rejected
+from pipelines.pacing import Seconds
+from pipelines.shard_file import Row, image_id
+from pipelines.shards import Sample
+
+if TYPE_CHECKING:
+    import torch
+
+    from eqmodel import Embedder
+
+MAX_PIXEL_BYTES = 16 << 20
+"""Decoded pixels held at once by one thread before they become (small) model input."""
+
+MIN_NORM = 1e-6
+
+
+@dataclass
+class Prepared:
+    """Some images decoded: a row for each, and model input for the ones worth encoding.
+
+    ``pixels`` are tensors (B_i, C, S, S) float32 whose rows belong to ``encodable`` in order;
+    ``seconds`` are per phase.
+    """
+
+    rows: list[Row] = field(default_factory=list)
+    encodable: list[Row] = field(default_factory=list)
+    pixels: list[torch.Tensor] = field(default_factory=list)
+    seconds: Seconds = field(default_factory=Seconds)
+    in_bytes: int = 0
+
+    def absorb(self, other: Prepared) -> None:
+        """Append another part of the same shard."""
+        self.rows += other.rows
+        self.encodable += other.encodable
+        self.pixels += other.pixels
+        self.seconds.absorb(other.seconds)
+        self.in_bytes += other.in_bytes
+
+
+class Preparer:
+    """Turns samples into rows and model input; used by several threads at once."""
+
+    def __init__(self, embedder: Embedder, source: str, thumbnail_share: float) -> None:
+        self._embedder = embedder
+        self._source = source
+        self._share_of_ids = int(thumbnail_share * 2**63)
+
+    def prepare(self, samples: Sequence[Sample], done: Mapping[str, Row]) -> Prepared:
+        """Decode and preprocess; what ``done`` holds by digest is carried over, not decoded."""
+        out = Prepared()
+        waiting: list[tuple[Row, NDArray[Any]]] = []
+        for sample in samples:
+            row = new_row(sample)
+            out.rows.append(row)
+            out.in_bytes += len(sample.data)
+            earlier = done.get(row.digest or "")
+            if earlier is not None:
+                carry_over(earlier, row)
+                continue
+            image = self._decoded(sample, row, out.seconds)
+            if image is not None:
+                waiting.append((row, image))
+            if sum(image.nbytes for _, image in waiting) > MAX_PIXEL_BYTES:
+                self._preprocess(waiting, out)
+                waiting = []
+        self._preprocess(waiting, out)
+        return out
+
+    def _decoded(self, sample: Sample, row: Row, seconds: Seconds) -> NDArray[Any] | None:
+        started = time.perf_counter()
+        try:
+            image = decode(sample.data)
+            row.height, row.width = image.shape[:2]
+            self._embedder.accepts(image)
+        except (Rejected, Refused) as error:
+            row.error = one_line(error)
+            return None
+        finally:
+            decoded = time.perf_counter()
+            seconds.add("decode", decoded - started)
+        if image_id(self._source, row.key) < self._share_of_ids:
+            row.thumbnail = encode_thumbnail(image)
+        seconds.add("thumbnail", time.perf_counter() - decoded)
+        return image
+
+    def _preprocess(self, waiting: list[tuple[Row, NDArray[Any]]], out: Prepared) -> None:
+        if not waiting:
+            return
+        started = time.perf_counter()
+        rows, images = [row for row, _ in waiting], [image for _, image in waiting]
+        try:
+            parts = [self._embedder.preprocess(images)]
+        except ValueError:
+            rows, parts = self._one_by_one(waiting)
+        out.encodable.extend(rows)
+        out.pixels.extend(parts)
+        out.seconds.add("preprocess", time.perf_counter() - started)
+
+    def _one_by_one(
+        self, waiting: list[tuple[Row, NDArray[Any]]]
+    ) -> tuple[list[Row], list[torch.Tensor]]:
+        """So that one image that the model cannot take costs no other image its row."""
+        rows, parts = [], []
+        for row, image in waiting:
+            try:
+                parts.append(self._embedder.preprocess([image]))
+                rows.append(row)
+            except ValueError as error:
+                row.error = one_line(error)
+        return rows, parts
+
+
+def fill(rows: Sequence[Row], embeddings: NDArray[np.float32], poses: NDArray[np.int8]) -> None:
+    """Write embeddings (B, d) and pose codes (B, |G| * 8) into their rows; reject non-numbers."""
+    finite: NDArray[np.bool_] = np.isfinite(embeddings).all(axis=1)
+    norms = np.linalg.norm(np.where(finite[:, None], embeddings, 0.0), axis=1)
+    for index, row in enumerate(rows):
+        if not finite[index]:
+            row.error = "its embedding is not finite"
+        elif norms[index] < MIN_NORM:
+            row.error = "its embedding is zero"
+        else:
+            row.embedding, row.pose_code = embeddings[index], poses[index].tobytes()
+
+
+def carry_over(earlier: Row, row: Row) -> None:
+    """Take what depends on the image's bytes alone from an earlier row."""
+    for name in ("width", "height", "embedding", "pose_code", "thumbnail", "error"):
+        setattr(row, name, getattr(earlier, name))
+
+
+def one_line(error: BaseException) -> str:
+    """An error's message on one line, bounded."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:300]
+
+
+def new_row(sample: Sample) -> Row:
+    """A sample's row before anything is decoded."""
+    return Row(
+        key=sample.key,
+        item_etag=sample.item_etag,
+        offset=sample.offset,
+        length=sample.length,
+        digest=hashlib.sha256(sample.data).hexdigest(),
+        label=sample.label,
+    )
