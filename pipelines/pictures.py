@@ -1,0 +1,154 @@
+"""Thumbnails as pictures: read, turned by a pose, packed for a page."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from eqmodel.groups import FiniteGroup
+
+Pixels = NDArray[np.uint8]
+MAX_SIDE = 256
+
+
+@dataclass(frozen=True)
+class Pose:
+    """Mirror left-right if ``mirror``, then turn ``angle_degrees`` counter-clockwise."""
+
+    angle_degrees: float = 0.0
+    mirror: bool = False
+
+    @property
+    def identity(self) -> bool:
+        """Whether nothing moves."""
+        return not self.mirror and self.angle_degrees % 360 == 0
+
+    @property
+    def words(self) -> str:
+        """For people: 'as it is', 'turned 90°', 'mirrored, then turned 90°'."""
+        turn = f"turned {self.angle_degrees:g}°" if self.angle_degrees % 360 else ""
+        if self.mirror:
+            return f"mirrored, then {turn}" if turn else "mirrored"
+        return turn or "as it is"
+
+    @property
+    def css(self) -> str:
+        """The CSS transform that does this to a picture; CSS counts angles clockwise."""
+        turn = f"rotate({-self.angle_degrees:g}deg)"
+        return f"{turn} scaleX(-1)" if self.mirror else turn
+
+    def as_dict(self) -> dict[str, Any]:
+        """As the JSON interface has it."""
+        return {"angle_degrees": float(self.angle_degrees), "mirror": self.mirror}
+
+
+def poses_of(group: FiniteGroup) -> list[Pose]:
+    """The elements of a group as poses, in the order of their index."""
+    return [Pose(group.degrees(g), g >= group.n) for g in range(group.order)]
+
+
+def open_picture(data: bytes | None) -> Image.Image | None:
+    """A thumbnail as an RGB or grey picture; None for none, or one that cannot be read."""
+    if not data:
+        return None
+    try:
+        with Image.open(io.BytesIO(data), formats=["WEBP", "PNG", "JPEG"]) as picture:
+            if max(picture.size) > MAX_SIDE:
+                return None
+            return picture.convert("RGB")
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError):
+        return None
+
+
+def from_pixels(image: NDArray[Any]) -> Image.Image:
+    """Decoded pixels (H, W) or (H, W, C), uint8, uint16 or float32, as an RGB picture.
+
+    16-bit and float images are stretched between their darkest and brightest value.
+    """
+    pixels = image if image.ndim == 3 else image[..., None]
+    pixels = pixels[..., :3] if pixels.shape[2] >= 3 else pixels[..., :1]
+    if pixels.dtype != np.uint8:
+        values = np.nan_to_num(pixels.astype(np.float32))
+        low, high = float(values.min(initial=0)), float(values.max(initial=1))
+        pixels = ((values - low) * (255.0 / max(high - low, 1e-12))).round().astype(np.uint8)
+    return Image.fromarray(np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3))))
+
+
+def apply_pose(picture: Image.Image, pose: Pose) -> Image.Image:
+    """The picture mirrored and turned: exact for quarter turns, else one interpolation."""
+    if pose.mirror:
+        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    quarters, rest = divmod(pose.angle_degrees % 360, 90)
+    if rest:
+        return picture.rotate(pose.angle_degrees, Image.Resampling.BICUBIC)
+    turns = (None, Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)
+    turn = turns[int(quarters)]
+    return picture if turn is None else picture.transpose(turn)
+
+
+def fit(picture: Image.Image, side: int, ground: tuple[int, int, int] = (0, 0, 0)) -> Image.Image:
+    """The picture centred in a square of ``side`` pixels."""
+    scale = side / max(picture.size)
+    size = tuple(max(1, round(length * scale)) for length in picture.size)
+    resized = picture.resize((size[0], size[1]), Image.Resampling.LANCZOS)
+    square = Image.new("RGB", (side, side), ground)
+    square.paste(resized, ((side - size[0]) // 2, (side - size[1]) // 2))
+    return square
+
+
+def webp(picture: Image.Image, quality: int = 70) -> bytes:
+    """The picture as WebP."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "WEBP", quality=quality, method=4)
+    return buffer.getvalue()
+
+
+def data_uri(data: bytes, kind: str = "image/webp") -> str:
+    """Bytes as a data URI."""
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+@dataclass(frozen=True)
+class Sprites:
+    """Pictures packed into one: number i lies in row i // columns, column i % columns."""
+
+    uri: str
+    side: int
+    columns: int
+    num_bytes: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the page's script."""
+        return {"uri": self.uri, "side": self.side, "columns": self.columns}
+
+
+def pack(pictures: Sequence[Image.Image | None], side: int, quality: int = 60) -> Sprites:
+    """One WebP of all pictures, each fitted into ``side`` pixels; a gap where there is none."""
+    columns = max(1, int(np.ceil(np.sqrt(len(pictures)))))
+    sheet = Image.new("RGB", (columns * side, max(1, -(-len(pictures) // columns)) * side))
+    for number, picture in enumerate(pictures):
+        if picture is not None:
+            place = (number % columns * side, number // columns * side)
+            sheet.paste(fit(picture, side), place)
+    data = webp(sheet, quality)
+    return Sprites(data_uri(data), side, columns, len(data))
+
+
+def thumbnails(batches: Iterable[pa.RecordBatch], ids: Collection[int]) -> Mapping[int, bytes]:
+    """Thumbnails of the image_ids asked for, from batches with image_id and thumbnail."""
+    wanted = pa.array(sorted(ids), pa.int64())
+    found: dict[int, bytes] = {}
+    for batch in batches if len(wanted) else ():
+        hits = batch.filter(pc.is_in(batch["image_id"], value_set=wanted))
+        names, pictures = hits["image_id"].to_pylist(), hits["thumbnail"].to_pylist()
+        found.update((i, data) for i, data in zip(names, pictures, strict=True) if data)
+    return found

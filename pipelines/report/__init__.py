@@ -1,0 +1,20 @@
+"""The report: what the collection holds, as one HTML page and as the same facts in JSON."""
+
+from pipelines.report.facts import FORMAT_VERSION, build_document
+from pipelines.report.findings import Findings, Rejected, read_rejects
+from pipelines.report.invariance import Invariance, audit_sample
+from pipelines.report.map import CollectionMap, draw_map
+from pipelines.report.page import render_page
+
+__all__ = [
+    "FORMAT_VERSION",
+    "CollectionMap",
+    "Findings",
+    "Invariance",
+    "Rejected",
+    "audit_sample",
+    "build_document",
+    "draw_map",
+    "read_rejects",
+    "render_page",
+]

@@ -1,0 +1,274 @@
+"""``Searcher``: the live publication of a store, opened on this machine and asked for neighbours."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eqmodel.errors import CheckpointError, Refused
+from eqmodel.groups import group
+from pipelines.artifacts import ArtifactCache
+from pipelines.errors import KeyNotFoundError, ModelMismatchError, NotPublishedError
+from pipelines.index import IndexSpec, OrbitIndex, Sidecar, load_index
+from pipelines.models import checkpoint_of_store
+from pipelines.pictures import Pose, poses_of, thumbnails
+from pipelines.storage import Folder
+from pipelines.table import EmbeddingTable, PublicationLog, PublicationRow
+
+if TYPE_CHECKING:
+    from eqmodel import Embedder
+
+MAX_K = 10_000
+NEEDED = ("index.json", "index.faiss", "ids.arrow", "vectors.npy", "poses.npy")
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One neighbour. ``score`` is the inner product in [-1, 1]; ``pose`` the turn with
+    query = g(hit), None unless asked for."""
+
+    key: str
+    source: str
+    label: str | None
+    score: float
+    image_id: str
+    cluster: int | None
+    pose: dict[str, Any] | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON of the query verb and of the server: ``pose`` only when it was asked for."""
+        found = dict(vars(self))
+        if self.pose is None:
+            del found["pose"]
+        return found
+
+
+class Searcher:
+    """Neighbours from one publication; the model is loaded when the first image is asked."""
+
+    def __init__(self, cache: ArtifactCache, publication: PublicationRow, device: str) -> None:
+        """Use ``Searcher.open``. ArtifactError when a file is not what was published."""
+        self.store, self.publication, self._cache = cache.store, publication, cache
+        self.device = device
+        folder = cache.fetch(publication, NEEDED)
+        self.spec = IndexSpec.from_dict(json.loads((folder / "index.json").read_bytes()))
+        if self.spec.model_id != publication.model_id:
+            raise ModelMismatchError(
+                f"publication {publication.id} is of model {publication.model_id}, its index of "
+                f"{self.spec.model_id}; publish again"
+            )
+        self.rows = Sidecar(folder, self.spec.num, self.spec.dim)
+        self._index = _open_index(folder, publication, self.spec)
+        self._embedder: Embedder | None = None
+        self._poses: list[Pose] | None = None
+        self._table: EmbeddingTable | None = None
+
+    @classmethod
+    def open(
+        cls,
+        store_url: str,
+        cache: str | os.PathLike[str] | None = None,
+        device: str = "cpu",
+    ) -> Searcher:
+        """Open the live publication of a store, by URL or path.
+
+        NotPublishedError when there is none. Artifacts are copied to a local cache and checked.
+        """
+        store = Folder(str(store_url))
+        log = PublicationLog.open(store)
+        live = None if log is None else log.live()
+        if live is None:
+            raise NotPublishedError(
+                f"{store.url} holds no publication; make one with 'orbit run INPUT --model MODEL "
+                f"--out {store_url}'"
+            )
+        return cls(ArtifactCache(store, cache), live, device)
+
+    @property
+    def model_id(self) -> str:
+        """The model whose embeddings are searched."""
+        return self.publication.model_id
+
+    @property
+    def group_name(self) -> str:
+        """The group under which an embedding does not change."""
+        return self._opened_table().identity.group
+
+    @property
+    def embedder(self) -> Embedder:
+        """The store's own copy of its model, loaded and checked on first use."""
+        if self._embedder is None:
+            self._embedder = self._load_model()
+        return self._embedder
+
+    def use(self, embedder: Embedder) -> None:
+        """Search with a model that is loaded already. ModelMismatchError unless it is the store's."""
+        if embedder.model_id != self.model_id:
+            raise ModelMismatchError(
+                f"model {embedder.model_id} was given, the store was embedded with "
+                f"{self.model_id}; use that one, or embed into a new STORE"
+            )
+        self._embedder = embedder
+
+    def search(
+        self, images: Sequence[NDArray[Any]], k: int = 10, align: bool = False
+    ) -> list[list[Hit]]:
+        """The k nearest images to each of ``images`` (pixels of any size), best first.
+
+        Refused for a k outside 1 to 10,000; ChannelError when an image does not fit the model.
+        """
+        _check_k(k)
+        if not len(images):
+            return []
+        for image in images:
+            self.embedder.accepts(image)
+        vectors, codes = self.embedder.encode(self.embedder.preprocess(images))
+        return self.search_vectors(vectors, k, codes if align else None)
+
+    def search_keys(self, keys: Sequence[str], k: int = 10, align: bool = False) -> list[list[Hit]]:
+        """The k nearest images to images of the store itself, from their stored embeddings.
+
+        A key is ``KEY`` or, where several sources have it, ``SOURCE/KEY``. KeyNotFoundError.
+        """
+        _check_k(k)
+        if not keys:
+            return []
+        rows = [self.row_of_key(key) for key in keys]
+        codes = np.asarray(self.rows.poses[rows]) if align else None
+        return self.search_vectors(np.asarray(self.rows.vectors[rows]), k, codes)
+
+    def search_vectors(
+        self, vectors: NDArray[np.float32], k: int, codes: NDArray[np.int8] | None = None
+    ) -> list[list[Hit]]:
+        """The k nearest images to unit embeddings (Q, d); aligned when pose codes (Q, p) come along."""
+        _check_k(k)
+        if not len(self.rows):
+            return [[] for _ in vectors]
+        _, ids = self._index.search(vectors, min(k, len(self.rows)))
+        answers = []
+        for number, (query, found) in enumerate(zip(vectors, ids, strict=True)):
+            rows = self.rows.rows_of(found[found >= 0])
+            scores = self.rows.vectors[rows].astype(np.float64) @ query.astype(np.float64)
+            # By exact score, equal ones by image_id: the answer does not depend on the index.
+            order = np.lexsort((rows, -np.round(scores, 7)))
+            poses = None
+            if codes is not None:
+                poses = self._align(codes[number], rows[order])
+            answers.append(self._hits(rows[order], scores[order], poses))
+        return answers
+
+    def row_of_key(self, key: str) -> int:
+        """The row of an image of the store. KeyNotFoundError when there is none, or several."""
+        rows = self.rows.find_key(key)
+        if len(rows) == 1:
+            return rows[0]
+        if not rows:
+            raise KeyNotFoundError(
+                f"no image with the key '{key}' in the publication; a key is the name in its "
+                "shard, or the path under INPUT"
+            )
+        sources = sorted({str(record["source"]) for record in self.rows.records(rows)})
+        raise KeyNotFoundError(
+            f"{len(rows)} images have the key '{key}' (in {', '.join(sources[:3])}"
+            f"{', ...' if len(sources) > 3 else ''}); give SOURCE/KEY"
+        )
+
+    def thumbnails(self, hits: Iterable[Hit]) -> Mapping[str, bytes]:
+        """Thumbnails by image_id of the hits that have one, from the published table version."""
+        hits = list(hits)
+        if not hits:
+            return {}
+        batches = self._opened_table().batches(
+            columns=["image_id", "thumbnail"], sources={hit.source for hit in hits}
+        )
+        found = thumbnails(batches, {int(hit.image_id) for hit in hits})
+        return {str(image_id): data for image_id, data in found.items()}
+
+    def refresh(self) -> Searcher:
+        """The searcher of the live publication: this one, or a new one when it has changed."""
+        log = PublicationLog.open(self.store)
+        live = None if log is None else log.live()
+        if live is None or live.seq == self.publication.seq:
+            return self
+        fresh = Searcher(self._cache, live, self.device)
+        if self._embedder is not None and fresh.model_id == self.model_id:
+            fresh.use(self._embedder)
+        return fresh
+
+    def _hits(
+        self, rows: NDArray[np.int64], scores: NDArray[np.float64], poses: list[Pose] | None
+    ) -> list[Hit]:
+        return [
+            Hit(
+                key=record["key"],
+                source=record["source"],
+                label=record["label"],
+                score=round(float(score), 6),
+                image_id=str(record["image_id"]),
+                cluster=record["cluster"] if record["cluster"] >= 0 else None,
+                pose=None if poses is None else poses[place].as_dict(),
+            )
+            for place, (record, score) in enumerate(
+                zip(self.rows.records(rows.tolist()), scores, strict=True)
+            )
+        ]
+
+    def _align(self, code: NDArray[np.int8], rows: NDArray[np.int64]) -> list[Pose]:
+        from eqmodel.actions import best_pose
+
+        acting = group(self.group_name)
+        if self._poses is None:
+            self._poses = poses_of(acting)
+        if not len(rows) or self.rows.poses.shape[1] != len(code):
+            return [Pose()] * len(rows)
+        best = best_pose(code, np.asarray(self.rows.poses[rows]), acting)
+        return [self._poses[int(g)] for g in best]
+
+    def _opened_table(self) -> EmbeddingTable:
+        if self._table is None:
+            row = self.publication
+            self._table = EmbeddingTable.open(self.store, row.model_id, row.table_version)
+        if self._table is None:
+            raise NotPublishedError(
+                f"{self.store.url}: the embeddings of publication {self.publication.id} are gone; "
+                "run 'orbit run' again"
+            )
+        return self._table
+
+    def _load_model(self) -> Embedder:
+        from eqmodel import Embedder
+
+        folder = self._cache.checkpoint_folder(self.model_id)
+        try:
+            found = Embedder.load(folder, device=self.device)
+        except CheckpointError:
+            # Not fetched yet, or damaged on this machine: the store's copy decides.
+            shutil.rmtree(folder, ignore_errors=True)
+            place = self._cache.checkpoint_folder(self.model_id)
+            found = Embedder.load(
+                checkpoint_of_store(self.store, self.model_id, place), device=self.device
+            )
+        if found.model_id != self.model_id:
+            raise ModelMismatchError(
+                f"the store's checkpoint is model {found.model_id}, its publication of "
+                f"{self.model_id}; restore models/{self.model_id} in the store"
+            )
+        return found
+
+
+def _open_index(folder: Path, publication: PublicationRow, spec: IndexSpec) -> OrbitIndex:
+    digests = {file.path.rpartition("/")[2]: file.sha256 for file in publication.files}
+    return load_index(folder / "index.faiss", digests["index.faiss"], spec)
+
+
+def _check_k(k: int) -> None:
+    if not 1 <= k <= MAX_K:
+        raise Refused(f"k = {k}: a number of neighbours from 1 to {MAX_K:,} is expected")
