@@ -1,7 +1,7 @@
 """Equivariant autoencoders and the one embedding per orbit that they give.
 
-Public names: Embedder, train, evaluate, audit. They are loaded when first used, so that reading a model's
-card does not import torch.
+Public names: Embedder, train, evaluate, audit. They are loaded when first used, so that reading a
+model's card does not import torch.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """A group element acting on images and on code matrices.
 
-On an array, element (m, k) with n = 4 is ``np.rot90(x[:, ::-1] if m else x, k)``: exact. Any other angle is
-one bilinear interpolation. On a code matrix V with rows V[g], element t gives V[t^-1 g]: a permutation.
+On an array, element (m, k) with n = 4 is ``np.rot90(x[:, ::-1] if m else x, k)``: exact. Any other
+angle is one bilinear interpolation. On a code matrix V with rows V[g], element t gives V[t^-1 g]:
+a permutation.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ def quarter_turns(group: FiniteGroup, g: int) -> tuple[int, int]:
     """Element g as (mirror, number of quarter turns); GroupError when it is no quarter turn."""
     m, k = divmod(g, group.n)
     if (4 * k) % group.n:
-        raise GroupError(f"element {g} of {group.name} turns {group.degrees(g):g} degrees: not a quarter turn")
+        raise GroupError(
+            f"element {g} of {group.name} turns {group.degrees(g):g} degrees: not a quarter turn"
+        )
     return m, 4 * k // group.n
 
 
@@ -47,7 +50,9 @@ def turn_tensor(images: Tensor, group: FiniteGroup, g: int) -> Tensor:
 
 @lru_cache(maxsize=256)
 def filter_table(group: FiniteGroup, size: int) -> Tensor:
-    """(order, size * size) int64: row g gathers a flat square filter into the filter turned by g."""
+    """(order, size * size) int64: row g gathers a flat square filter into the filter turned by
+    g.
+    """
     grid = torch.arange(size * size).reshape(size, size)
     return torch.stack([turn_tensor(grid, group, g).reshape(-1) for g in range(group.order)])
 
@@ -90,7 +95,9 @@ def rotation_matrices(degrees: Tensor, mirror: Tensor | None = None) -> Tensor:
 
 
 def rotate(images: Tensor, degrees: Tensor, background: Tensor | float = 0.0) -> Tensor:
-    """Turn (B, C, H, W) counter-clockwise about the centre by ``degrees`` (B,): one interpolation."""
+    """Turn (B, C, H, W) counter-clockwise about the centre by ``degrees`` (B,): one
+    interpolation.
+    """
     return warp(images, rotation_matrices(degrees), background)
 
 

@@ -1,4 +1,6 @@
-"""What the promise is worth on given images: errors per element, the curve over all angles, rank-1."""
+"""What the promise is worth on given images: errors per element, the curve over all angles,
+rank-1.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +21,12 @@ CURVE_STEP, CURVE_IMAGES = 10, 64  # degrees between points of the curve, images
 
 @dataclass(frozen=True)
 class Audit:
-    """invariance_error: relative, largest over images and elements of the group that are exact on pixels.
+    """invariance_error: relative, largest over images and elements of the group that are exact on
+    pixels.
 
-    curve: [degrees, median relative error] of free turns of the model input. free_angle_rank1: share of
-    images whose copy at a uniform random angle finds the original first. worst: images that move most.
+    curve: [degrees, median relative error] of free turns of the model input. free_angle_rank1:
+    share of images whose copy at a uniform random angle finds the original first. worst: images
+    that move most.
     """
 
     group: str
@@ -39,7 +43,9 @@ class Audit:
 
 
 def audit(embedder: Embedder, images: Sequence[NDArray[Any]], seed: int = 0) -> Audit:
-    """Measure on decoded images of any sizes, exact elements on pixels, free angles on the model input."""
+    """Measure on decoded images of any sizes, exact elements on pixels, free angles on the model
+    input.
+    """
     group, original = embedder.group, embedder.embed(images)
     per_element, largest = [], np.zeros(len(images))
     for g in group.exact:
@@ -47,8 +53,13 @@ def audit(embedder: Embedder, images: Sequence[NDArray[Any]], seed: int = 0) -> 
         turned = embedder.embed([turn(image, element, group.n) for image in images])
         errors = np.linalg.norm(turned.astype(np.float64) - original, axis=1)
         largest = np.maximum(largest, errors)
-        per_element.append({"angle_degrees": group.degrees(g), "mirror": bool(element[0]),
-                            "error": float(errors.max(initial=0.0))})
+        per_element.append(
+            {
+                "angle_degrees": group.degrees(g),
+                "mirror": bool(element[0]),
+                "error": float(errors.max(initial=0.0)),
+            }
+        )
     inputs = embedder.preprocess(images)
     generator = torch.Generator().manual_seed(seed)
     angles = torch.rand(len(images), generator=generator) * 360.0
@@ -79,7 +90,9 @@ def turned_inputs(embedder: Embedder, inputs: Tensor, degrees: Tensor) -> NDArra
     return np.concatenate(parts) if parts else np.empty((0, embedder.dim), np.float32)
 
 
-def error_curve(embedder: Embedder, inputs: Tensor, original: NDArray[np.float32]) -> list[list[float]]:
+def error_curve(
+    embedder: Embedder, inputs: Tensor, original: NDArray[np.float32]
+) -> list[list[float]]:
     """[degrees, median relative error] every 10 degrees from 0 to 360."""
     curve = []
     for degrees in range(0, 361, CURVE_STEP):

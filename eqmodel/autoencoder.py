@@ -1,11 +1,12 @@
 """The equivariant autoencoder: image -> code matrix (order x features) -> image.
 
-Turning the image by t permutes the rows of its code: V(t x)[g] = V(x)[t^-1 g]. With the group c1 this is
-the plain autoencoder that serves as baseline.
+Turning the image by t permutes the rows of its code: V(t x)[g] = V(x)[t^-1 g]. With the group c1
+this is the plain autoencoder that serves as baseline.
 """
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch.nn.functional as F
@@ -49,7 +50,8 @@ def sides(image_size: int) -> list[int]:
     if image_size not in works:
         near = sorted(sorted(works, key=lambda s: abs(s - image_size))[:4])
         raise SizeError(
-            f"image size {image_size} cannot be halved evenly down to {LAST[0]}..{LAST[-1]} pixels, "
+            f"image size {image_size} cannot be halved evenly down to {LAST[0]}..{LAST[-1]} "
+            "pixels, "
             f"so the network would not be equivariant; use one of {', '.join(map(str, near))}"
         )
     out = [image_size]
@@ -81,13 +83,13 @@ class Encoder(nn.Module):
         super().__init__()
         w, last = widths(config), sides(config.image_size)[-1]
         self.lift = LiftingConv2d(of, config.channels, w[0], 5)
-        self.stages = nn.ModuleList(GroupConv2d(of, a, b, 3) for a, b in zip(w, w[1:], strict=False))
+        self.stages = nn.ModuleList(GroupConv2d(of, a, b, 3) for a, b in itertools.pairwise(w))
         self.norms = nn.ModuleList(FieldNorm(c) for c in w)
         self.last = GroupConv2d(of, w[-1], config.features, last, padding="valid")
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.norms[0](self.lift(x)))
-        for stage, norm in zip(self.stages, self.norms[1:], strict=True):  # type: ignore[arg-type]
+        for stage, norm in zip(self.stages, self.norms[1:], strict=True):
             x = F.relu(norm(stage(halve(x))))
         codes: Tensor = self.last(x)
         return codes[..., 0, 0].transpose(1, 2)
@@ -100,13 +102,13 @@ class Decoder(nn.Module):
         super().__init__()
         w, last = widths(config)[::-1], sides(config.image_size)[-1]
         self.first = GroupExpand2d(of, config.features, w[0], last)
-        self.stages = nn.ModuleList(GroupConv2d(of, a, b, 3) for a, b in zip(w, w[1:], strict=False))
+        self.stages = nn.ModuleList(GroupConv2d(of, a, b, 3) for a, b in itertools.pairwise(w))
         self.norms = nn.ModuleList(FieldNorm(c) for c in w)
         self.project = ProjectionConv2d(of, w[-1], config.channels, 5)
 
     def forward(self, codes: Tensor) -> Tensor:
         x = F.relu(self.norms[0](self.first(codes.transpose(1, 2)[..., None, None])))
-        for stage, norm in zip(self.stages, self.norms[1:], strict=True):  # type: ignore[arg-type]
+        for stage, norm in zip(self.stages, self.norms[1:], strict=True):
             x = double(F.relu(norm(stage(x))))
         image: Tensor = self.project(x)
         return image

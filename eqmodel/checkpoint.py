@@ -1,7 +1,7 @@
 """A checkpoint: a folder with model.safetensors and model.json; nothing in it can run code.
 
-model.json holds architecture, preprocessing, projection and provenance, and the digest of the tensors,
-which is checked before they are read. Reading model.json alone needs no torch.
+model.json holds architecture, preprocessing, projection and provenance, and the digest of the
+tensors, which is checked before they are read. Reading model.json alone needs no torch.
 """
 
 from __future__ import annotations
@@ -21,7 +21,15 @@ MAX_CARD_BYTES = 4 << 20
 MAX_TENSOR_BYTES = 2 << 30
 MAX_HEADER_BYTES = 8 << 20
 SHIPPED = Path(__file__).parent / "checkpoints"
-NEEDED = ("format_version", "model_id", "architecture", "preprocess", "projection", "precision", "tensors_sha256")
+NEEDED = (
+    "format_version",
+    "model_id",
+    "architecture",
+    "preprocess",
+    "projection",
+    "precision",
+    "tensors_sha256",
+)
 
 
 def resolve(where: str | os.PathLike[str]) -> Path:
@@ -52,17 +60,24 @@ def read_card(folder: Path) -> dict[str, Any]:
     path = folder / CARD
     try:
         if path.stat().st_size > MAX_CARD_BYTES:
-            raise CheckpointError(f"{path} is larger than {MAX_CARD_BYTES} bytes: not a checkpoint of Orbit")
+            raise CheckpointError(
+                f"{path} is larger than {MAX_CARD_BYTES} bytes: not a checkpoint of Orbit"
+            )
         card = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(f"{path} cannot be read as JSON; use a checkpoint made by 'orbit train'") from error
+        raise CheckpointError(
+            f"{path} cannot be read as JSON; use a checkpoint made by 'orbit train'"
+        ) from error
     if not isinstance(card, dict) or any(key not in card for key in NEEDED):
-        raise CheckpointError(f"{path} lacks what a checkpoint needs; use one made by 'orbit train'")
+        raise CheckpointError(
+            f"{path} lacks what a checkpoint needs; use one made by 'orbit train'"
+        )
     if card["format_version"] != FORMAT_VERSION:
         raise CheckpointError(
-            f"{path} has format {card['format_version']}, this program reads {FORMAT_VERSION}; update Orbit"
+            f"{path} has format {card['format_version']}, this program reads "
+            f"{FORMAT_VERSION}; update Orbit"
         )
     return card
 
@@ -78,7 +93,9 @@ def checked_tensors(folder: Path, card: dict[str, Any]) -> bytes:
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: the checkpoint is incomplete") from error
     if hashlib.sha256(content).hexdigest() != card["tensors_sha256"]:
-        raise CheckpointError(f"{path} does not have the digest that {CARD} records; copy the checkpoint again")
+        raise CheckpointError(
+            f"{path} does not have the digest that {CARD} records; copy the checkpoint again"
+        )
     if struct.unpack("<Q", content[:8])[0] > MAX_HEADER_BYTES:
         raise CheckpointError(f"{path} has an oversized header: refused")
     return content
@@ -117,7 +134,9 @@ def replace(path: Path, content: bytes) -> None:
 
 
 def model_id(tensors: dict[str, Any], card: dict[str, Any]) -> str:
-    """16 hex digits of sha256 over canonical tensors, architecture, preprocessing, projection, precision."""
+    """16 hex digits of sha256 over canonical tensors, architecture, preprocessing, projection,
+    precision.
+    """
     digest = hashlib.sha256()
     fixed = {key: card[key] for key in ("architecture", "preprocess", "projection", "precision")}
     digest.update(json.dumps(fixed, sort_keys=True).encode())
@@ -129,7 +148,9 @@ def model_id(tensors: dict[str, Any], card: dict[str, Any]) -> str:
 
 
 def shipped() -> list[dict[str, Any]]:
-    """The checkpoints that come with the program, the recommended one first, newest of a name last."""
+    """The checkpoints that come with the program, the recommended one first, newest of a name
+    last.
+    """
     entries = []
     for folder in sorted(SHIPPED.iterdir()) if SHIPPED.is_dir() else []:
         if not folder.joinpath(CARD).is_file():

@@ -36,15 +36,20 @@ Images = Sequence[NDArray[Any]]
 class Embedder:
     """One checkpoint, ready to embed.
 
-    Readout and projection run in float64 on the encoder's float32 codes, so that rounding stays below 1e-5
-    of the embedding under every quarter turn and mirror of the group.
+    Readout and projection run in float64 on the encoder's float32 codes, so that rounding stays
+    below 1e-5 of the embedding under every quarter turn and mirror of the group.
     """
 
     def __init__(
         self, model: Autoencoder, spec: PreprocessSpec, projection: Projection, pose: Tensor
     ) -> None:
         """``pose`` (features, 8): the map from codes to pose codes."""
-        self.model, self.spec, self.projection, self.pose = model.eval(), spec, projection.eval(), pose
+        self.model, self.spec, self.projection, self.pose = (
+            model.eval(),
+            spec,
+            projection.eval(),
+            pose,
+        )
         self.group: FiniteGroup = model.group
         self.frozen = FrozenEncoder(model.encoder).eval()
         self.device = "cpu"
@@ -67,8 +72,8 @@ class Embedder:
     ) -> Embedder:
         """Load a checkpoint by shipped name or local path.
 
-        The digest is checked before anything is read; shapes against the architecture; and the 8 golden
-        images are embedded again and must agree to 1e-4. Raises CheckpointError.
+        The digest is checked before anything is read; shapes against the architecture; and the 8
+        golden images are embedded again and must agree to 1e-4. Raises CheckpointError.
         """
         folder = checkpoint.resolve(where)
         document = checkpoint.read_card(folder)
@@ -80,13 +85,17 @@ class Embedder:
             if isinstance(error, CheckpointError):
                 raise
             reason = " ".join(str(error).split())[:200]
-            raise CheckpointError(f"{folder} does not hold the model that it describes: {reason}") from error
+            raise CheckpointError(
+                f"{folder} does not hold the model that it describes: {reason}"
+            ) from error
         embedder.model_id, embedder.folder = document["model_id"], folder
         embedder.card = document.get("card", {})
         embedder.name = embedder.card.get("name")
         embedder.to(device)
         if checkpoint.model_id(tensors, document) != embedder.model_id:
-            raise CheckpointError(f"{folder} has another model_id than its contents; copy the checkpoint again")
+            raise CheckpointError(
+                f"{folder} has another model_id than its contents; copy the checkpoint again"
+            )
         if verify:
             embedder.check_golden(tensors)
         return embedder
@@ -106,7 +115,8 @@ class Embedder:
         drift = float(np.abs(self.embed(images) - tensors["golden.embeddings"].numpy()).max())
         if not drift <= MAX_DRIFT:
             raise CheckpointError(
-                f"the golden images of {self.folder} embed {drift:.1e} away from what was recorded (at most "
+                f"the golden images of {self.folder} embed {drift:.1e} away from what was "
+                "recorded (at most "
                 f"{MAX_DRIFT:.0e}): a library computes otherwise here; install the pinned versions"
             )
 
@@ -115,19 +125,25 @@ class Embedder:
         check_channels(image, self.channels)
 
     def preprocess(self, images: Images) -> Tensor:
-        """Images (H, W) or (H, W, C), uint8, uint16 or float32, any sizes -> (B, C, S, S) float32."""
+        """Images (H, W) or (H, W, C), uint8, uint16 or float32, any sizes -> (B, C, S, S)
+        float32.
+        """
         return preprocess(images, self.spec)
 
     @torch.inference_mode()
     def encode(self, batch: Tensor) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
-        """(B, C, S, S) -> embeddings (B, d) float32, L2-normalised, and pose codes (B, order * 8) int8."""
+        """(B, C, S, S) -> embeddings (B, d) float32, L2-normalised, and pose codes (B, order * 8)
+        int8.
+        """
         embeddings, poses = [], []
         for part in batch.split(BATCH):
             codes = self.frozen(part.to(self.device))
             embeddings.append(self.project(codes).float().cpu())
             poses.append(self.quantised_pose(codes).cpu())
         if not embeddings:
-            return np.empty((0, self.dim), np.float32), np.empty((0, self.group.order * POSE_FEATURES), np.int8)
+            return np.empty((0, self.dim), np.float32), np.empty(
+                (0, self.group.order * POSE_FEATURES), np.int8
+            )
         return torch.cat(embeddings).numpy(), torch.cat(poses).numpy()
 
     def project(self, codes: Tensor) -> Tensor:
@@ -149,7 +165,9 @@ class Embedder:
     def codes(self, images: Images) -> NDArray[np.float32]:
         """Images -> code matrices (B, order, m) float32."""
         batch = self.preprocess(images)
-        parts: list[Tensor] = [self.frozen(part.to(self.device)).cpu() for part in batch.split(BATCH)]
+        parts: list[Tensor] = [
+            self.frozen(part.to(self.device)).cpu() for part in batch.split(BATCH)
+        ]
         return torch.cat(parts).numpy()
 
     def pose_codes(self, images: Images) -> NDArray[np.int8]:
@@ -165,7 +183,9 @@ class Embedder:
 def assemble(
     document: dict[str, Any], tensors: dict[str, Tensor]
 ) -> tuple[Autoencoder, PreprocessSpec, Projection, Tensor]:
-    """The parts of an Embedder from a checkpoint; ValueError or RuntimeError where a shape does not fit."""
+    """The parts of an Embedder from a checkpoint; ValueError or RuntimeError where a shape does
+    not fit.
+    """
     config = AutoencoderConfig(**document["architecture"])
     spec = PreprocessSpec.from_dict(document["preprocess"])
     if (spec.image_size, spec.channels) != (config.image_size, config.channels):
@@ -174,8 +194,12 @@ def assemble(
     weights = under(tensors, "model.")
     if any(not torch.isfinite(value).all() for value in weights.values()):
         raise CheckpointError("the checkpoint holds weights that are not finite numbers")
-    model.load_state_dict({name: value.float() if value.is_floating_point() else value
-                           for name, value in weights.items()})
+    model.load_state_dict(
+        {
+            name: value.float() if value.is_floating_point() else value
+            for name, value in weights.items()
+        }
+    )
     fitted = under(tensors, "projection.")
     projection = Projection(len(fitted["keep"]), document["projection"]["dim"])
     projection.load_state_dict(fitted)
@@ -189,7 +213,9 @@ def under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
 
 
-def describe(model: Autoencoder, spec: PreprocessSpec, projection: dict[str, Any]) -> dict[str, Any]:
+def describe(
+    model: Autoencoder, spec: PreprocessSpec, projection: dict[str, Any]
+) -> dict[str, Any]:
     """The part of model.json that fixes what an embedding is."""
     return {
         "architecture": asdict(model.config),

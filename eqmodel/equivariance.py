@@ -38,11 +38,14 @@ def relative_error(found: Tensor, expected: Tensor) -> Tensor:
     """(B,): |found - expected| / |expected|, norms over all but the first axis, in float64."""
     found, expected = found.double().flatten(1), expected.double().flatten(1)
     norm = expected.norm(dim=1).clamp_min(torch.finfo(torch.float64).tiny)
-    return (found - expected).norm(dim=1) / norm
+    difference: Tensor = (found - expected).norm(dim=1)
+    return difference / norm
 
 
 @torch.no_grad()
-def equivariance_error(f: Map, x: Tensor, group: FiniteGroup, before: Action, after: Action) -> float:
+def equivariance_error(
+    f: Map, x: Tensor, group: FiniteGroup, before: Action, after: Action
+) -> float:
     """max over t and samples of |f(t x) - t f(x)| / |f(x)|."""
     fx = f(x)
     errors = [relative_error(f(before(x, t)), after(fx, t)).max() for t in group.exact]
@@ -64,5 +67,6 @@ def assert_equivariant(
     print(f"{name} under {group.name}, {x.dtype}: equivariance error {error:.1e}")
     if not error <= tolerance:
         raise EquivarianceError(
-            f"{name} is not equivariant under {group.name}: error {error:.1e}, at most {tolerance:.0e} expected"
+            f"{name} is not equivariant under {group.name}: error {error:.1e}, "
+            f"at most {tolerance:.0e} expected"
         )

@@ -1,7 +1,7 @@
 """What frozen embeddings are worth: probes that see labels, clusterings that do not.
 
-The readings of Kuzminykh et al. (ACML 2018) and of later work; see eqmodel/DESIGN.md. No label is used to
-train or to select a representation.
+The readings of Kuzminykh et al. (ACML 2018) and of later work; see eqmodel/DESIGN.md. No label is
+used to train or to select a representation.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ def evaluate(
 ) -> dict[str, float]:
     """Readings of embeddings (N, d) with labels (N,): shares of 1.
 
-    Multinomial logistic regression and 5 nearest neighbours fitted on ``train``, and K-means with as many
-    clusters as there are labels on ``test``: purity, NMI, ARI.
+    Multinomial logistic regression and 5 nearest neighbours fitted on ``train``, and K-means with
+    as many clusters as there are labels on ``test``: purity, NMI, ARI.
     """
     from sklearn.cluster import KMeans
     from sklearn.linear_model import LogisticRegression

@@ -1,7 +1,7 @@
 """The inference form of the encoder: ordinary convolutions, batch-norm folded, channels-last.
 
-A group convolution is an ordinary convolution with an expanded filter, so nothing of the group is left to
-do at inference. Equal to the eager encoder in evaluation mode, by test.
+A group convolution is an ordinary convolution with an expanded filter, so nothing of the group is
+left to do at inference. Equal to the eager encoder in evaluation mode, by test.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ def folded(weight: Tensor, norm: FieldNorm, order: int) -> tuple[Tensor, Tensor]
     gain = running.weight.double() / torch.sqrt(var.double() + running.eps)
     shift = running.bias.double() - mean.double() * gain
     wide = gain.repeat_interleave(order)
-    return (weight.double() * wide[:, None, None, None]).float(), shift.repeat_interleave(order).float()
+    return (weight.double() * wide[:, None, None, None]).float(), shift.repeat_interleave(
+        order
+    ).float()
 
 
 class FrozenEncoder(nn.Module):
@@ -36,7 +38,7 @@ class FrozenEncoder(nn.Module):
         self.sizes = [(conv.weight.shape[-1]) // 2 for conv in convs]
         with torch.no_grad():
             for i, (conv, norm) in enumerate(zip(convs, encoder.norms, strict=True)):
-                weight, bias = folded(conv.expanded(), norm, self.order)  # type: ignore[operator, arg-type]
+                weight, bias = folded(conv.expanded(), norm, self.order)  # type: ignore[arg-type]
                 self.register_buffer(f"weight{i}", channels_last(weight))
                 self.register_buffer(f"bias{i}", bias)
             last = encoder.last.expanded()
@@ -47,9 +49,14 @@ class FrozenEncoder(nn.Module):
         for i, padding in enumerate(self.sizes):
             if i:
                 x = F.avg_pool2d(x, 2)
-            x = F.relu(F.conv2d(x, self.get_buffer(f"weight{i}"), self.get_buffer(f"bias{i}"), padding=padding))
+            x = F.relu(
+                F.conv2d(
+                    x, self.get_buffer(f"weight{i}"), self.get_buffer(f"bias{i}"), padding=padding
+                )
+            )
         codes = x.permute(0, 2, 3, 1).flatten(1) @ self.get_buffer("last")
-        return codes.unflatten(1, (-1, self.order)).transpose(1, 2)
+        out: Tensor = codes.unflatten(1, (-1, self.order)).transpose(1, 2)
+        return out
 
 
 def channels_last(x: Tensor) -> Tensor:

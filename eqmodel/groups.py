@@ -1,7 +1,7 @@
 """Finite groups of turns and mirrors, as small checked values.
 
-Element (m, k) of D_n has index ``m * n + k`` and means: mirror left-right if ``m`` is 1, *then* turn
-``k * 360 / n`` degrees counter-clockwise. The product ``g h`` means: ``h`` first, then ``g``.
+Element (m, k) of D_n has index ``m * n + k`` and means: mirror left-right if ``m`` is 1, *then*
+turn ``k * 360 / n`` degrees counter-clockwise. The product ``g h`` means: ``h`` first, then ``g``.
 """
 
 from __future__ import annotations
@@ -60,7 +60,9 @@ class FiniteGroup:
 
     @cached_property
     def left(self) -> IndexTable:
-        """(order, order): ``left[t, g] = t^-1 g``; a code turned by t has row g = old row left[t, g]."""
+        """(order, order): ``left[t, g] = t^-1 g``; a code turned by t has row g = old row left[t,
+        g].
+        """
         return self.cayley[self.inverse]
 
     @cached_property

@@ -1,7 +1,8 @@
 """Layers that map (B, C, G, H, W) to (B, C', G, H', W') and commute with the group.
 
 The group axis is always explicit. A filter is turned by an integer gather, never by interpolation.
-Lifting and group convolutions: Cohen & Welling, Group Equivariant Convolutional Networks, ICML 2016.
+Lifting and group convolutions: Cohen & Welling, Group Equivariant Convolutional Networks, ICML
+2016.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class LiftingConv2d(nn.Module):
         return turned.transpose(1, 2).reshape(c_out * self.group.order, c_in, k, k)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = F.conv2d(x, self.expanded(), padding=self.size // 2)
+        out: Tensor = F.conv2d(x, self.expanded(), padding=self.size // 2)
         return out.unflatten(1, (-1, self.group.order))
 
 
@@ -69,12 +70,14 @@ class GroupConv2d(nn.Module):
         return torch.stack(rows, 1).reshape(c_out * order, c_in * order, k, k)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = F.conv2d(x.flatten(1, 2), self.expanded(), padding=self.padding)
+        out: Tensor = F.conv2d(x.flatten(1, 2), self.expanded(), padding=self.padding)
         return out.unflatten(1, (-1, self.group.order))
 
 
 class GroupExpand2d(nn.Module):
-    """Codes (B, C, G, 1, 1) -> features (B, C', G, k, k): the transpose of a valid group convolution."""
+    """Codes (B, C, G, 1, 1) -> features (B, C', G, k, k): the transpose of a valid group
+    convolution.
+    """
 
     def __init__(self, group: FiniteGroup, c_in: int, c_out: int, size: int) -> None:
         super().__init__()
@@ -86,7 +89,9 @@ class GroupExpand2d(nn.Module):
         order = self.conv.group.order
         weight = self.conv.expanded()
         size = weight.shape[-1]
-        out = x.flatten(1) @ weight.reshape(weight.shape[0], weight.shape[1], -1).permute(1, 0, 2).flatten(1)
+        out = x.flatten(1) @ weight.reshape(weight.shape[0], weight.shape[1], -1).permute(
+            1, 0, 2
+        ).flatten(1)
         return out.reshape(len(x), -1, order, size, size)
 
 
@@ -142,9 +147,11 @@ class FieldNorm(nn.Module):
 
 def halve(x: Tensor) -> Tensor:
     """(B, C, G, H, W) -> (B, C, G, H/2, W/2) by 2x2 means; symmetric because H and W are even."""
-    return F.avg_pool2d(x.flatten(1, 2), 2).unflatten(1, x.shape[1:3])
+    out: Tensor = F.avg_pool2d(x.flatten(1, 2), 2)
+    return out.unflatten(1, x.shape[1:3])
 
 
 def double(x: Tensor) -> Tensor:
     """(B, C, G, H, W) -> (B, C, G, 2H, 2W) by repeating pixels."""
-    return F.interpolate(x.flatten(1, 2), scale_factor=2.0).unflatten(1, x.shape[1:3])
+    out: Tensor = F.interpolate(x.flatten(1, 2), scale_factor=2.0)
+    return out.unflatten(1, x.shape[1:3])

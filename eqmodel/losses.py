@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 
 def reconstruction(images: Tensor, decoded: Tensor) -> Tensor:
-    """Mean squared error divided by the variance of the batch's images: 0 perfect, 1 like their mean."""
+    """Mean squared error divided by the variance of the batch's images: 0 perfect, 1 like their
+    mean.
+    """
     return F.mse_loss(decoded.float(), images) / images.var().clamp_min(1e-6)
 
 
@@ -38,7 +40,11 @@ class OrbitConsistency(nn.Module):
         rooted = self.scale(both / torch.sqrt(both.abs() + 1e-3))
         a, b = self.expand(rooted).float().chunk(2)
         spread = variance_term(a) + variance_term(b)
-        return F.mse_loss(a, b) + 0.5 * spread + self.covariance * (covariance_term(a) + covariance_term(b))
+        return (
+            F.mse_loss(a, b)
+            + 0.5 * spread
+            + self.covariance * (covariance_term(a) + covariance_term(b))
+        )
 
 
 def variance_term(z: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Decoded pixels of any size -> model input, commuting with quarter turns and mirrors.
 
-out = A_h X A_w^T in float32. A is built per (length, side) from antialias weights centred on the virtual
-square, with mirrored rows equal bit for bit, so that padding and resizing commute with turns and mirrors
-for every size, odd differences included. Outside the image lies the background.
+out = A_h X A_w^T in float32. A is built per (length, side) from antialias weights centred on the
+virtual square, with mirrored rows equal bit for bit, so that padding and resizing commute with
+turns and mirrors for every size, odd differences included. Outside the image lies the background.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ Fit = Literal["resize", "crop", "native"]
 class PreprocessSpec:
     """Travels in the checkpoint.
 
-    fit: "resize" scales the square that holds the image, "crop" the largest square inside it, "native"
-    keeps the scale and pads or cuts about the centre.
+    fit: "resize" scales the square that holds the image, "crop" the largest square inside it,
+    "native" keeps the scale and pads or cuts about the centre.
     background: a number on the scale 0..1, or "border", the median of the image's outermost pixels.
-    scaling: "dtype" (full range of the integer type; floats as they are), a fixed range (low, high), or
-    ("percentiles", low, high) of each image's own values.
+    scaling: "dtype" (full range of the integer type; floats as they are), a fixed range (low,
+    high), or ("percentiles", low, high) of each image's own values.
     """
 
     image_size: int = 28
@@ -53,18 +53,22 @@ class PreprocessSpec:
         """Raises CheckpointError for a preprocessing that this version does not know."""
         if values.get("version") != VERSION:
             raise CheckpointError(
-                f"preprocessing version {values.get('version')} is unknown; this program knows {VERSION}"
+                f"preprocessing version {values.get('version')} is unknown; "
+                f"this program knows {VERSION}"
             )
         scaling = values.get("scaling", "dtype")
-        return cls(**{**values, "scaling": tuple(scaling) if isinstance(scaling, list) else scaling})
+        return cls(
+            **{**values, "scaling": tuple(scaling) if isinstance(scaling, list) else scaling}
+        )
 
 
 @lru_cache(maxsize=4096)
 def resampling_matrix(length: int, virtual: int, side: int) -> Tensor:
-    """(side, length) float32 weights from ``length`` pixels, centred on a square of ``virtual``, to ``side``.
+    """(side, length) float32 weights from ``length`` pixels, centred on a square of ``virtual``,
+    to ``side``.
 
-    A triangle filter, widened to the output pixel when shrinking, normalised over the endless grid of
-    pixels of which the image is a part. Row p and row side - 1 - p are mirrors bit for bit.
+    A triangle filter, widened to the output pixel when shrinking, normalised over the endless grid
+    of pixels of which the image is a part. Row p and row side - 1 - p are mirrors bit for bit.
     """
     scale = virtual / side
     reach = max(scale, 1.0)
@@ -85,7 +89,9 @@ def channels_of(image: NDArray[Any]) -> int:
 
 
 def check_channels(image: NDArray[Any], channels: int) -> None:
-    """Raises ChannelError unless the image has that many channels, or is colour for a grey model."""
+    """Raises ChannelError unless the image has that many channels, or is colour for a grey
+    model.
+    """
     found = channels_of(image)
     if found != channels and not (channels == 1 and found == 3):
         raise ChannelError(
@@ -104,7 +110,9 @@ def intensity_range(image: NDArray[Any], scaling: Any) -> tuple[float, float]:
 
 def virtual_side(height: int, width: int, spec: PreprocessSpec) -> int:
     """The side, in the image's pixels, of the square that becomes the model input."""
-    return {"resize": max(height, width), "crop": min(height, width), "native": spec.image_size}[spec.fit]
+    return {"resize": max(height, width), "crop": min(height, width), "native": spec.image_size}[
+        spec.fit
+    ]
 
 
 def preprocess(images: Sequence[NDArray[Any]], spec: PreprocessSpec) -> Tensor:
@@ -123,7 +131,9 @@ def preprocess(images: Sequence[NDArray[Any]], spec: PreprocessSpec) -> Tensor:
 
 
 def to_planes(joined: NDArray[Any], spec: PreprocessSpec) -> Tensor:
-    """(n, H, W[, C]) uint8, uint16 or float32 -> (n, channels, H, W) float32 on the spec's scale."""
+    """(n, H, W[, C]) uint8, uint16 or float32 -> (n, channels, H, W) float32 on the spec's
+    scale.
+    """
     pixels = torch.from_numpy(np.ascontiguousarray(joined, dtype=np.float32))
     if spec.scaling != "dtype":
         low, high = torch.tensor([intensity_range(x, spec.scaling) for x in joined]).T.reshape(

@@ -1,7 +1,7 @@
 """The fitted linear map from invariant features to the final embedding. No label is used.
 
-A linear map of invariants is invariant, but rounding grows on the way: so everything runs in float64, the
-root is smooth at 0, dead coordinates are dropped and eigenvalues have a floor.
+A linear map of invariants is invariant, but rounding grows on the way: so everything runs in
+float64, the root is smooth at 0, dead coordinates are dropped and eigenvalues have a floor.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-# Added to the scatter within orbits, as a share of the largest eigenvalue of all scatter. Measured on a d4 model
-# trained for 4 minutes, power 0.25, 2,000 test images each of Fashion-MNIST and MNIST: free-angle rank-1 0.76 and
-# 0.73 at 1e-3, 0.95 and 0.96 at 1e-5; invariance error 1.1e-6 at either, because all runs in float64.
+# Added to the scatter within orbits, as a share of the largest eigenvalue of all scatter. Measured
+# on a d4 model trained for 4 minutes, power 0.25, 2,000 test images each of Fashion-MNIST and
+# MNIST: free-angle rank-1 0.76 and 0.73 at 1e-3, 0.95 and 0.96 at 1e-5; invariance error 1.1e-6 at
+# either, because all runs in float64.
 FLOOR = 1e-5
 DEAD = 1e-4  # coordinates with a smaller share of the largest standard deviation are dropped
 
@@ -39,8 +40,9 @@ class Projection(nn.Module):
         """(B, F) any float type -> (B, d) float64."""
         kept = features.double()[:, self.keep.long()]
         standard = (root(kept, self.eps.double()) - self.mean.double()) / self.scale.double()
-        projected = standard @ self.matrix.double()
-        return projected / projected.norm(dim=1, keepdim=True).clamp_min(1e-30)
+        projected: Tensor = standard @ self.matrix.double()
+        norm: Tensor = projected.norm(dim=1, keepdim=True)
+        return projected / norm.clamp_min(1e-30)
 
 
 def root(x: Tensor, eps: Tensor) -> Tensor:
@@ -48,13 +50,16 @@ def root(x: Tensor, eps: Tensor) -> Tensor:
     return x / torch.sqrt(x.abs() + eps)
 
 
-def fit_projection(views: Tensor, dim: int, *, power: float = 0.25, intermediate: int = 512) -> Projection:
+def fit_projection(
+    views: Tensor, dim: int, *, power: float = 0.25, intermediate: int = 512
+) -> Projection:
     """Fit on features (N, views, F) of ``views`` free turns of each of N images.
 
-    Principal components first (randomised SVD, Halko 2011). In their space, directions are weighted by how
-    much an image's own turned copies scatter (within) against how much images differ (between): the linear
-    discriminant of Fisher with orbits as classes, which needs no label. Component j, with ratio r_j of
-    between to within, is scaled to standard deviation r_j ** ((1 - power) / 2): power 1 whitens fully.
+    Principal components first (randomised SVD, Halko 2011). In their space, directions are
+    weighted by how much an image's own turned copies scatter (within) against how much images
+    differ (between): the linear discriminant of Fisher with orbits as classes, which needs no
+    label. Component j, with ratio r_j of between to within, is scaled to standard deviation r_j **
+    ((1 - power) / 2): power 1 whitens fully.
     """
     count, copies, _ = views.shape
     flat = views.flatten(0, 1)
@@ -81,7 +86,9 @@ def fit_projection(views: Tensor, dim: int, *, power: float = 0.25, intermediate
 
 
 def scatter(orbits: Tensor) -> tuple[Tensor, Tensor]:
-    """(N, views, K) float64 -> covariances (K, K) within orbits, floored, and between their means."""
+    """(N, views, K) float64 -> covariances (K, K) within orbits, floored, and between their
+    means.
+    """
     centres = orbits.mean(1, keepdim=True)
     inside = (orbits - centres).flatten(0, 1)
     outside = (centres - centres.mean(0, keepdim=True))[:, 0]
@@ -98,4 +105,5 @@ def discriminant(within: Tensor, between: Tensor, dim: int, power: float) -> Ten
     ratios, directions = torch.linalg.eigh(whiten.T @ between @ whiten)
     ratios, directions = ratios.flip(0)[:dim], directions.flip(1)[:, :dim]
     spread = ratios.clamp_min(FLOOR * float(ratios[0])).pow(-power / 2.0)
-    return whiten @ directions * spread
+    matrix: Tensor = whiten @ directions * spread
+    return matrix

@@ -37,8 +37,9 @@ def representatives(group: FiniteGroup) -> list[int]:
 def gram(codes: Tensor, group: FiniteGroup) -> Tensor:
     """Gram pooling with all of P: c_ij(h) = sum_g V[g, i] V[g h, j], distinct terms only.
 
-    (B, order, m) -> (B, F); F = 4,192 for d4 at m = 32. P, the permutations that commute with the group,
-    is exactly the set of right multiplications g -> g h (section 4.2 of the paper, with pi restored).
+    (B, order, m) -> (B, F); F = 4,192 for d4 at m = 32. P, the permutations that commute with the
+    group, is exactly the set of right multiplications g -> g h (section 4.2 of the paper, with pi
+    restored).
     """
     m = codes.shape[-1]
     rows, cols = torch.triu_indices(m, m)
@@ -51,10 +52,11 @@ def gram(codes: Tensor, group: FiniteGroup) -> Tensor:
 
 
 class EquivariantAttention(nn.Module):
-    """Splits a code into what it is (Q, invariant) and which pose it has (w, one weight per element).
+    """Splits a code into what it is (Q, invariant) and which pose it has (w, one weight per
+    element).
 
-    Q[g] = sum_t w_t V[t g], and for a one-hot w, V[g] = sum_t w_t Q[t^-1 g] gives V back (section 4.3).
-    A small dense network compresses Q to ``dim`` values; ``expand`` mirrors it.
+    Q[g] = sum_t w_t V[t g], and for a one-hot w, V[g] = sum_t w_t Q[t^-1 g] gives V back (section
+    4.3). A small dense network compresses Q to ``dim`` values; ``expand`` mirrors it.
     """
 
     def __init__(self, group: FiniteGroup, features: int, dim: int) -> None:
@@ -84,15 +86,19 @@ class EquivariantAttention(nn.Module):
 Readout = Callable[[Tensor], Tensor]
 
 
-def readout(name: str, group: FiniteGroup, attention: EquivariantAttention | None = None) -> Readout:
+def readout(
+    name: str, group: FiniteGroup, attention: EquivariantAttention | None = None
+) -> Readout:
     """The readout of that name as a function codes (B, order, m) -> (B, F).
 
     Raises Refused for an unknown name, and for attention without its trained head.
     """
     if name == "attention":
         if attention is None:
-            raise Refused("readout attention needs a head trained with it; train with --readout attention")
-        return lambda codes: attention(codes)[0]  # type: ignore[no-any-return]
+            raise Refused(
+                "readout attention needs a head trained with it; train with --readout attention"
+            )
+        return lambda codes: attention(codes)[0]
     functions = {"mean": mean, "max": maximum, "gram": gram}
     if name not in functions:
         raise Refused(f"'{name}' is not a readout; use one of {', '.join(READOUTS)}")

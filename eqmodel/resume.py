@@ -16,7 +16,9 @@ STATE, PROGRESS = "state.safetensors", "progress.json"
 
 @dataclass
 class TrainingState:
-    """Where a training stands; ``history`` holds the held-out reconstruction error of every epoch."""
+    """Where a training stands; ``history`` holds the held-out reconstruction error of every
+    epoch.
+    """
 
     folder: Path
     objective: torch.nn.Module
@@ -29,7 +31,10 @@ class TrainingState:
 
     @classmethod
     def open(
-        cls, folder: Path, objective: torch.nn.Module, optimiser: torch.optim.Optimizer,
+        cls,
+        folder: Path,
+        objective: torch.nn.Module,
+        optimiser: torch.optim.Optimizer,
         recipe: dict[str, Any],
     ) -> TrainingState:
         """The state in the folder if it was made by the same recipe, else a fresh one."""
@@ -43,7 +48,9 @@ class TrainingState:
         return state
 
     def share(self, config: Any, of_epoch: float, since_epoch_s: float) -> float:
-        """How much of the training is over, by epochs or by minutes, whichever is further; 1 = the end."""
+        """How much of the training is over, by epochs or by minutes, whichever is further; 1 = the
+        end.
+        """
         by_epochs = (self.epoch + of_epoch) / config.epochs
         if config.max_minutes is None:
             return float(by_epochs)
@@ -67,8 +74,14 @@ class TrainingState:
         tensors["random"] = torch.get_rng_state()
         name = f"{time.time_ns()}.{STATE}"
         save_file(tensors, self.folder / name)
-        progress = {"recipe": self.recipe, "epoch": self.epoch, "elapsed_s": self.elapsed_s,
-                    "finished": self.finished, "history": self.history, "tensors": name}
+        progress = {
+            "recipe": self.recipe,
+            "epoch": self.epoch,
+            "elapsed_s": self.elapsed_s,
+            "finished": self.finished,
+            "history": self.history,
+            "tensors": name,
+        }
         temporary = self.folder / f".{PROGRESS}"
         temporary.write_text(json.dumps(progress))
         temporary.replace(self.folder / PROGRESS)
@@ -79,8 +92,13 @@ class TrainingState:
     def restore(self, saved: dict[str, Any]) -> None:
         """Take up where the saved progress stood."""
         tensors = load_file(self.folder / saved.pop("tensors"))
-        self.objective.load_state_dict({k.removeprefix("objective."): v for k, v in tensors.items()
-                                        if k.startswith("objective.")})
+        self.objective.load_state_dict(
+            {
+                k.removeprefix("objective."): v
+                for k, v in tensors.items()
+                if k.startswith("objective.")
+            }
+        )
         state = self.optimiser.state_dict()
         for name, value in tensors.items():
             if name.startswith("optimiser."):

@@ -1,7 +1,7 @@
 """Training without labels: reconstruction beside orbit consistency, then the fitted projection.
 
-``train`` writes a checkpoint, loads the file it wrote, and deletes it when its invariance error on held-out
-images is above 1e-5.
+``train`` writes a checkpoint, loads the file it wrote, and deletes it when its invariance error on
+held-out images is above 1e-5.
 """
 
 from __future__ import annotations
@@ -68,7 +68,9 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class EpochReport:
-    """What one epoch showed; ``held_out`` is the reconstruction error there (1 = the mean image)."""
+    """What one epoch showed; ``held_out`` is the reconstruction error there (1 = the mean
+    image).
+    """
 
     epoch: int
     epochs: int
@@ -89,8 +91,8 @@ def train(
 ) -> dict[str, Any]:
     """Train on images of any sizes and write a checkpoint to the folder ``out``; returns its card.
 
-    Resumes by itself from ``out``.training when it was stopped. Raises Refused for images that do not fit,
-    TrainingError when the finished model is not invariant to 1e-5 or not finite.
+    Resumes by itself from ``out``.training when it was stopped. Raises Refused for images that do
+    not fit, TrainingError when the finished model is not invariant to 1e-5 or not finite.
     """
     config = fitted_to(images, config)
     torch.manual_seed(config.seed)
@@ -138,7 +140,9 @@ def preprocess_spec(config: TrainConfig) -> PreprocessSpec:
 
 def as_inputs(images: Sequence[NDArray[Any]], spec: PreprocessSpec) -> Tensor:
     """All images as one (N, C, S, S) float16 tensor: half the memory, 11 bits of each pixel."""
-    out = torch.empty(len(images), spec.channels, spec.image_size, spec.image_size, dtype=torch.float16)
+    out = torch.empty(
+        len(images), spec.channels, spec.image_size, spec.image_size, dtype=torch.float16
+    )
     for start in range(0, len(images), 1024):
         out[start : start + 1024] = preprocess(images[start : start + 1024], spec)
     return out
@@ -184,15 +188,22 @@ def architecture(config: TrainConfig) -> AutoencoderConfig:
 
 
 def fit(
-    pixels: Tensor, train_on: Tensor, held_out: Tensor, config: TrainConfig, folder: Path,
+    pixels: Tensor,
+    train_on: Tensor,
+    held_out: Tensor,
+    config: TrainConfig,
+    folder: Path,
     progress: Progress | None,
 ) -> tuple[Autoencoder, dict[str, Any]]:
-    """Train until the epochs, the minutes or the patience run out; returns the model and its record.
+    """Train until the epochs, the minutes or the patience run out; returns the model and its
+    record.
 
     The state is saved in ``folder`` after every epoch and taken up again from there.
     """
     objective = Objective(config).to(config.device)
-    optimiser = torch.optim.AdamW(objective.parameters(), lr=config.learning_rate, weight_decay=1e-3)
+    optimiser = torch.optim.AdamW(
+        objective.parameters(), lr=config.learning_rate, weight_decay=1e-3
+    )
     state = TrainingState.open(folder, objective, optimiser, asdict(config))
     while state.epoch < config.epochs and not state.finished:
         began, loss, seen = time.monotonic(), 0.0, 0
@@ -210,16 +221,31 @@ def fit(
         if progress is not None:
             share = state.share(config, 0.0, 0.0)
             rate = seen / max(elapsed, 1e-9)
-            progress(EpochReport(state.epoch, config.epochs, min(share, 1.0), loss / max(seen, 1), error, rate,
-                                 state.finished or share >= 1.0))
+            progress(
+                EpochReport(
+                    state.epoch,
+                    config.epochs,
+                    min(share, 1.0),
+                    loss / max(seen, 1),
+                    error,
+                    rate,
+                    state.finished or share >= 1.0,
+                )
+            )
         if state.share(config, 0.0, 0.0) >= 1.0:
             break
-    record = {"epochs": state.epoch, "train_s": round(state.elapsed_s, 1), "reconstruction_error": state.history}
+    record = {
+        "epochs": state.epoch,
+        "train_s": round(state.elapsed_s, 1),
+        "reconstruction_error": state.history,
+    }
     return objective.model.to("cpu"), record
 
 
 def step(objective: Objective, optimiser: torch.optim.Optimizer, images: Tensor) -> float:
-    """One step of gradient descent; returns the loss. Raises TrainingError when it is not finite."""
+    """One step of gradient descent; returns the loss. Raises TrainingError when it is not
+    finite.
+    """
     objective.train()
     loss = objective(images)
     optimiser.zero_grad(set_to_none=True)
@@ -238,7 +264,9 @@ def schedule(share: float) -> float:
 
 
 def batches(indices: Tensor, size: int) -> Iterator[Tensor]:
-    """The indices in random order, in batches; a last batch of less than half the size is left out."""
+    """The indices in random order, in batches; a last batch of less than half the size is left
+    out.
+    """
     for part in indices[torch.randperm(len(indices))].split(size):
         if 2 * len(part) >= min(size, len(indices)):
             yield part
@@ -254,7 +282,10 @@ def reconstruction_error(model: Autoencoder, pixels: Tensor, config: TrainConfig
 
 
 def finish(
-    model: Autoencoder, spec: PreprocessSpec, pixels: Tensor, config: TrainConfig,
+    model: Autoencoder,
+    spec: PreprocessSpec,
+    pixels: Tensor,
+    config: TrainConfig,
     golden: list[NDArray[Any]],
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Round the weights as stored, fit projection and pose map, embed the golden images."""
@@ -262,12 +293,20 @@ def finish(
     views, codes = free_turns(model, pixels[torch.randperm(len(pixels))[:6000]], config)
     projection = fit_projection(views, config.dim, power=config.power)
     pose = pose_map(codes)
-    described = {"kind": "orbit-discriminant", "dim": int(projection.matrix.shape[1]), "power": config.power}
+    described = {
+        "kind": "orbit-discriminant",
+        "dim": int(projection.matrix.shape[1]),
+        "power": config.power,
+    }
     document = describe(model, spec, described)
     embedder = Embedder(model, spec, projection, pose)
     stored = {f"model.{name}": as_stored(name, value) for name, value in model.state_dict().items()}
     stored |= {f"projection.{name}": value for name, value in projection.state_dict().items()}
-    stored |= {"pose": pose, "golden.images": square(golden), "golden.embeddings": torch.from_numpy(embedder.embed(golden))}
+    stored |= {
+        "pose": pose,
+        "golden.images": square(golden),
+        "golden.embeddings": torch.from_numpy(embedder.embed(golden)),
+    }
     return stored, document
 
 
@@ -285,14 +324,19 @@ def as_stored(name: str, value: Tensor) -> Tensor:
 
 def rounded(model: Autoencoder) -> Autoencoder:
     """The model with the weights that will be stored."""
-    model.load_state_dict({name: as_stored(name, value).to(value.dtype)
-                           for name, value in model.state_dict().items()})
+    model.load_state_dict(
+        {name: as_stored(name, value).to(value.dtype) for name, value in model.state_dict().items()}
+    )
     return model.eval()
 
 
 @torch.no_grad()
-def free_turns(model: Autoencoder, pixels: Tensor, config: TrainConfig, copies: int = 4) -> tuple[Tensor, Tensor]:
-    """Readouts (N, copies, F) and codes (N * copies, order, m) of random free turns of the images."""
+def free_turns(
+    model: Autoencoder, pixels: Tensor, config: TrainConfig, copies: int = 4
+) -> tuple[Tensor, Tensor]:
+    """Readouts (N, copies, F) and codes (N * copies, order, m) of random free turns of the
+    images.
+    """
     read = readout(config.readout, model.group, model.attention)
     features, codes = [], []
     for part in pixels.split(BATCH):
@@ -330,7 +374,8 @@ def provenance(
 
 
 def gate(out: Path, held_out: list[NDArray[Any]]) -> dict[str, Any]:
-    """Load the file that was written, measure it on held-out images, and delete it if it does not hold.
+    """Load the file that was written, measure it on held-out images, and delete it if it does not
+    hold.
 
     Raises TrainingError then.
     """
@@ -340,11 +385,16 @@ def gate(out: Path, held_out: list[NDArray[Any]]) -> dict[str, Any]:
         shutil.rmtree(out)
         raise TrainingError(
             f"the trained model's invariance error is {found.invariance_error:.1e}, at most "
-            f"{MAX_INVARIANCE_ERROR:.0e} is allowed; it was deleted: train longer or with another seed"
+            f"{MAX_INVARIANCE_ERROR:.0e} is allowed; it was deleted: "
+            "train longer or with another seed"
         )
     document = checkpoint.read_card(out)
-    measured = {"invariance_error": found.invariance_error, "error_curve": found.curve,
-                "free_angle_rank1": found.free_angle_rank1, "free_angle_rank1_num": found.free_angle_rank1_num}
+    measured = {
+        "invariance_error": found.invariance_error,
+        "error_curve": found.curve,
+        "free_angle_rank1": found.free_angle_rank1,
+        "free_angle_rank1_num": found.free_angle_rank1_num,
+    }
     document["card"] |= measured
     checkpoint.write_card(out, document)
     card: dict[str, Any] = document["card"] | {"model_id": document["model_id"]}

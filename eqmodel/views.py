@@ -1,4 +1,6 @@
-"""Random views of images under which an embedding should not change: free turns, mirrors, mild changes."""
+"""Random views of images under which an embedding should not change: free turns, mirrors, mild
+changes.
+"""
 
 from __future__ import annotations
 
@@ -25,10 +27,14 @@ def random_turns(images: Tensor, mirrored: bool) -> Tensor:
 
 
 def random_views(images: Tensor, mirrored: bool) -> Tensor:
-    """Free turns with mild shift (4%), scale and shear (10%), contrast and gamma; one interpolation."""
+    """Free turns with mild shift (4%), scale and shear (10%), contrast and gamma; one
+    interpolation.
+    """
     count, device = len(images), images.device
     matrices = rotation_matrices(random_angles(images), random_mirrors(images, mirrored))
-    jitter = torch.eye(2, device=device) + 0.05 * torch.randn(count, 2, 2, device=device).clamp(-2, 2)
+    jitter = torch.eye(2, device=device) + 0.05 * torch.randn(count, 2, 2, device=device).clamp(
+        -2, 2
+    )
     shift = 0.04 * torch.randn(count, 2, 1, device=device).clamp(-2, 2)
     matrices = torch.cat([jitter @ matrices[..., :2], shift], -1)
     background = border_background(images)

@@ -37,7 +37,9 @@ def clothes() -> list[NDArray[np.uint8]]:
 
 @pytest.fixture(scope="session")
 def many_sizes(clothes: list[NDArray[np.uint8]]) -> list[NDArray[np.uint8]]:
-    """500 real images of 28x28, 29x29, 31x40, 64x65 and 200x120, all but the first cut from mosaics."""
+    """500 real images of 28x28, 29x29, 31x40, 64x65 and 200x120, all but the first cut from
+    mosaics.
+    """
     rows = [np.hstack(clothes[i * 40 : (i + 1) * 40]) for i in range(50)]
     mosaic = np.vstack(rows)
     generator, images = np.random.default_rng(7), list(clothes[:100])

@@ -23,7 +23,9 @@ def largest_error(embedder: Embedder, images: list[np.ndarray]) -> float:
     assert np.allclose(np.linalg.norm(original, axis=1), 1.0, atol=1e-6)
     errors = [0.0]
     for g in embedder.group.exact:
-        turned = embedder.embed([turn(x, embedder.group.elements[g], embedder.group.n) for x in images])
+        turned = embedder.embed(
+            [turn(x, embedder.group.elements[g], embedder.group.n) for x in images]
+        )
         errors.append(float(np.linalg.norm(turned - original, axis=1).max()))
     return max(errors)
 
@@ -69,7 +71,9 @@ def test_align_gives_the_turn(small_checkpoint: Path, clothes: list[np.ndarray])
     assert right >= 78
 
 
-def test_an_image_alone_and_in_a_batch_embed_alike(small_checkpoint: Path, many_sizes: list[np.ndarray]) -> None:
+def test_an_image_alone_and_in_a_batch_embed_alike(
+    small_checkpoint: Path, many_sizes: list[np.ndarray]
+) -> None:
     embedder = Embedder.load(small_checkpoint)
     together = embedder.embed(many_sizes)
     for i in (0, 150, 250, 350, 450):
@@ -80,7 +84,8 @@ def test_an_image_alone_and_in_a_batch_embed_alike(small_checkpoint: Path, many_
 def test_audit_counts(small_checkpoint: Path, clothes: list[np.ndarray]) -> None:
     found = audit(Embedder.load(small_checkpoint), clothes[:60]).as_dict()
     assert found["num_images"] == found["free_angle_rank1_num"] == 60
-    assert found["invariance_error"] <= 1e-5 and len(found["per_element"]) == 8
+    assert found["invariance_error"] <= 1e-5
+    assert len(found["per_element"]) == 8
     curve = dict(found["curve"])
     assert curve[90.0] < 1e-4 < curve[40.0]
     assert 0.02 < found["free_angle_rank1"] <= 1.0
@@ -96,7 +101,7 @@ def test_drifted_golden_images_are_refused(small_checkpoint: Path, tmp_path: Pat
     tensors = load_file(path)
     tensors["golden.embeddings"] = tensors["golden.embeddings"] + 2e-4
     checkpoint.save(path.parent, tensors, card)
-    with pytest.raises(CheckpointError, match="golden images .* embed 2.0e-04 away"):
+    with pytest.raises(CheckpointError, match=r"golden images .* embed 2.0e-04 away"):
         Embedder.load(path.parent)
 
 
@@ -129,7 +134,9 @@ def test_poison_is_refused_before_loading(small_checkpoint: Path, tmp_path: Path
     assert not (tmp_path / "canary").exists()
 
 
-@pytest.mark.parametrize("name,value", [("pose", torch.zeros(3, 8)), ("model.encoder.last.weight", torch.zeros(2))])
+@pytest.mark.parametrize(
+    ("name", "value"), [("pose", torch.zeros(3, 8)), ("model.encoder.last.weight", torch.zeros(2))]
+)
 def test_tensors_that_do_not_fit_the_architecture_are_refused(
     name: str, value: torch.Tensor, small_checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -141,7 +148,9 @@ def test_tensors_that_do_not_fit_the_architecture_are_refused(
         Embedder.load(path.parent)
 
 
-def test_contents_exchanged_under_a_kept_model_id_are_refused(small_checkpoint: Path, tmp_path: Path) -> None:
+def test_contents_exchanged_under_a_kept_model_id_are_refused(
+    small_checkpoint: Path, tmp_path: Path
+) -> None:
     import hashlib
 
     path, card = damaged(small_checkpoint, tmp_path / "m")

@@ -67,14 +67,18 @@ def test_group_linear(name: str) -> None:
     layer = GroupLinear(g, 5, 4).double()
     actions = [code_action(g)] * 2
     for t in range(g.order):
-        assert relative_error(layer(actions[0](codes, t)), actions[1](layer(codes), t)).max() < 1e-12
+        assert (
+            relative_error(layer(actions[0](codes, t)), actions[1](layer(codes), t)).max() < 1e-12
+        )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", [28, 32, 40])
 @pytest.mark.parametrize("name", ["c1", "c4", "d4"])
 def test_autoencoder_and_readouts(name: str, size: int, dtype: torch.dtype) -> None:
-    config = AutoencoderConfig(group=name, image_size=size, width=2, features=5, readout="attention", channels=2)
+    config = AutoencoderConfig(
+        group=name, image_size=size, width=2, features=5, readout="attention", channels=2
+    )
     torch.manual_seed(1)
     model = Autoencoder(config).to(dtype).eval()
     g, tolerance = model.group, TOLERANCE[dtype]
@@ -122,16 +126,23 @@ def test_a_layer_that_breaks_the_symmetry_is_caught() -> None:
     g = group("c4")
     with pytest.raises(EquivarianceError, match="not equivariant"):
         assert_equivariant(
-            torch.nn.Conv2d(1, 1, 3, padding=1), torch.randn(1, 1, 8, 8), g, image_action(g), image_action(g), 1e-5
+            torch.nn.Conv2d(1, 1, 3, padding=1),
+            torch.randn(1, 1, 8, 8),
+            g,
+            image_action(g),
+            image_action(g),
+            1e-5,
         )
 
 
 def test_sizes() -> None:
     assert sides(28) == [28, 14, 7]
     assert sides(256) == [256, 128, 64, 32, 16, 8]
-    assert fitting_size(27) == 28 and fitting_size(29) == 32 and fitting_size(1000) == 256
+    assert fitting_size(27) == 28
+    assert fitting_size(29) == 32
+    assert fitting_size(1000) == 256
     assert all(4 <= sides(size)[-1] <= 8 for size in fitting_sizes())
-    with pytest.raises(SizeError, match="image size 30 cannot be halved evenly.*28, 32"):
+    with pytest.raises(SizeError, match=r"image size 30 cannot be halved evenly.*28, 32"):
         sides(30)
 
 

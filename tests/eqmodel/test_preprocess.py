@@ -23,7 +23,9 @@ D4 = group("d4")
     background=st.sampled_from(["border", 0.0, 1.0]),
     seed=st.integers(0, 1000),
 )
-def test_commutes(height: int, width: int, side: int, fit: str, background: object, seed: int) -> None:
+def test_commutes(
+    height: int, width: int, side: int, fit: str, background: object, seed: int
+) -> None:
     spec = PreprocessSpec(image_size=side, fit=fit, background=background)  # type: ignore[arg-type]
     image = np.random.default_rng(seed).integers(0, 256, (height, width), dtype=np.uint8)
     straight = preprocess([image], spec)
@@ -32,7 +34,10 @@ def test_commutes(height: int, width: int, side: int, fit: str, background: obje
         assert (turned - turn_tensor(straight, D4, g)).abs().max() < 2e-6
 
 
-@pytest.mark.parametrize("length,virtual,side", [(31, 40, 28), (40, 40, 28), (5, 28, 28), (29, 29, 28), (3, 3, 28)])
+@pytest.mark.parametrize(
+    ("length", "virtual", "side"),
+    [(31, 40, 28), (40, 40, 28), (5, 28, 28), (29, 29, 28), (3, 3, 28)],
+)
 def test_mirrored_rows_are_equal_bit_for_bit(length: int, virtual: int, side: int) -> None:
     matrix = resampling_matrix(length, virtual, side)
     assert torch.equal(matrix, matrix.flip(0).flip(1))
@@ -48,19 +53,25 @@ def test_an_even_colour_stays_even_and_the_background_fills_the_rest() -> None:
     grey = np.full((10, 20), 51, np.uint8)
     assert torch.allclose(preprocess([grey], PreprocessSpec()), torch.tensor(0.2))
     black = preprocess([grey], PreprocessSpec(background=0.0))[0, 0]
-    assert torch.allclose(black[14, 1:-1], torch.tensor(0.2)) and black[0].abs().max() == 0
+    assert torch.allclose(black[14, 1:-1], torch.tensor(0.2))
+    assert black[0].abs().max() == 0
 
 
 def test_types_and_scalings() -> None:
     spec = PreprocessSpec(background=0.0)
     byte = np.full((28, 28), 51, np.uint8)
-    assert torch.allclose(preprocess([byte], spec), preprocess([byte.astype(np.uint16) * 257], spec))
-    assert torch.allclose(preprocess([byte], spec), preprocess([np.full((28, 28), 0.2, np.float32)], spec))
+    assert torch.allclose(
+        preprocess([byte], spec), preprocess([byte.astype(np.uint16) * 257], spec)
+    )
+    assert torch.allclose(
+        preprocess([byte], spec), preprocess([np.full((28, 28), 0.2, np.float32)], spec)
+    )
     fixed = PreprocessSpec(background=0.0, scaling=(100.0, 200.0))
     assert torch.allclose(preprocess([np.full((28, 28), 150, np.uint16)], fixed), torch.tensor(0.5))
     ramp = np.arange(784, dtype=np.float32).reshape(28, 28)
     stretched = preprocess([ramp], PreprocessSpec(scaling=("percentiles", 0.0, 100.0)))
-    assert stretched.min() == 0 and stretched.max() == 1
+    assert stretched.min() == 0
+    assert stretched.max() == 1
 
 
 def test_colour_into_a_grey_model_is_luminance_and_other_counts_are_refused() -> None:

@@ -17,16 +17,27 @@ SMALL = TrainConfig(width=2, features=6, dim=8, epochs=2, batch_size=64)
 
 def test_progress_provenance_and_falling_loss(clothes: list[np.ndarray], tmp_path: Path) -> None:
     reports: list[EpochReport] = []
-    card = train(clothes[:600], tmp_path / "m", replace(SMALL, epochs=3), progress=reports.append, source="sample")
-    assert [r.epoch for r in reports] == [1, 2, 3] and reports[-1].done
+    card = train(
+        clothes[:600],
+        tmp_path / "m",
+        replace(SMALL, epochs=3),
+        progress=reports.append,
+        source="sample",
+    )
+    assert [r.epoch for r in reports] == [1, 2, 3]
+    assert reports[-1].done
     assert reports[-1].loss < reports[0].loss
-    assert card["trained_on"] == "sample" and card["num_train_images"] == 588
-    assert card["invariance_error"] <= 1e-5 and len(card["error_curve"]) == 37
+    assert card["trained_on"] == "sample"
+    assert card["num_train_images"] == 588
+    assert card["invariance_error"] <= 1e-5
+    assert len(card["error_curve"]) == 37
     assert 0 < card["free_angle_rank1"] <= 1
     assert not (tmp_path / "m.training").exists()
 
 
-def test_a_stopped_training_resumes_to_the_same_weights(clothes: list[np.ndarray], tmp_path: Path) -> None:
+def test_a_stopped_training_resumes_to_the_same_weights(
+    clothes: list[np.ndarray], tmp_path: Path
+) -> None:
     class Stop(Exception):
         pass
 
@@ -45,14 +56,21 @@ def test_a_stopped_training_resumes_to_the_same_weights(clothes: list[np.ndarray
     assert torch.equal(a.frozen.get_buffer("weight0"), b.frozen.get_buffer("weight0"))
 
 
-def test_another_recipe_does_not_take_up_the_state(clothes: list[np.ndarray], tmp_path: Path) -> None:
+def test_another_recipe_does_not_take_up_the_state(
+    clothes: list[np.ndarray], tmp_path: Path
+) -> None:
     def stop(report: EpochReport) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         train(clothes[:300], tmp_path / "a", SMALL, progress=stop)
     epochs: list[int] = []
-    train(clothes[:300], tmp_path / "a", replace(SMALL, width=3), progress=lambda r: epochs.append(r.epoch))
+    train(
+        clothes[:300],
+        tmp_path / "a",
+        replace(SMALL, width=3),
+        progress=lambda r: epochs.append(r.epoch),
+    )
     assert epochs == [1, 2]
 
 
@@ -60,7 +78,8 @@ def test_early_stop_on_held_out_reconstruction(clothes: list[np.ndarray], tmp_pa
     config = replace(SMALL, epochs=30, patience=1, learning_rate=0.05)
     card = train(clothes[:200], tmp_path / "m", config)
     errors = card["reconstruction_error"]
-    assert card["epochs"] < 30 and errors[-1] >= min(errors[:-1])
+    assert card["epochs"] < 30
+    assert errors[-1] >= min(errors[:-1])
 
 
 def test_a_model_that_does_not_hold_is_deleted(

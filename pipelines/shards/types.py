@@ -1,0 +1,116 @@
+"""The values that travel: frozen, small, without pixels but for ``Sample``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+MIB = 1 << 20
+IMAGE_SUFFIXES = frozenset(
+    [
+        ".png",
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".webp",
+        ".bmp",
+        ".dib",
+        ".gif",
+        ".tif",
+        ".tiff",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".pnm",
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image of a folder: ``key`` is its path relative to INPUT."""
+
+    key: str
+    etag: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Shard:
+    """``source`` relative to INPUT; ``etag`` its content identity; ``size`` in bytes.
+
+    A tar or Parquet object, or one hash bucket of the images of a folder, which are then its
+    ``items``.
+    """
+
+    source: str
+    etag: str
+    size: int
+    kind: Literal["tar", "parquet", "folder"]
+    items: tuple[Item, ...] = ()
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """Columns of Parquet inputs, and caps: a shard that breaks one is damaged there."""
+
+    image_column: str = "image"
+    key_column: str | None = None
+    label_column: str | None = None
+    max_member_bytes: int = 256 * MIB
+    max_shard_bytes: int = 64 * 1024 * MIB  # after decompression
+    max_members: int = 10_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One image's bytes with its key, made unique in its shard, and its label if it has one.
+
+    offset, length: where the bytes lie in the shard's object, in bytes; None where they cannot be
+    read by a range (gzip, Parquet). item_etag: content identity of the image's own object, in
+    folders.
+    """
+
+    key: str
+    data: bytes
+    label: str | None = None
+    offset: int | None = None
+    length: int | None = None
+    item_etag: str | None = None
+
+
+@dataclass(frozen=True)
+class Damage:
+    """The shard ends badly at byte (or row group) ``position``; all whole samples came before."""
+
+    position: int
+    reason: str
+
+
+class UniqueKeys:
+    """Makes keys unique in their shard: the n-th repetition of ``key`` becomes ``key#n``.
+
+    A leading "!" is doubled, because keys that begin with one are Orbit's own.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[str, int] = {}
+
+    def __call__(self, key: str) -> str:
+        key = f"!{key}" if key.startswith("!") else key
+        times = self._seen.get(key, 0)
+        self._seen[key] = times + 1
+        return f"{key}#{times}" if times else key
+
+
+def suffix_of(name: str) -> str:
+    """The last suffix of a name, lower case, with its dot; "" if it has none."""
+    base = name.rpartition("/")[2]
+    dot = base.rfind(".")
+    return base[dot:].lower() if dot > 0 else ""
+
+
+def is_image(name: str) -> bool:
+    """Whether the name says that it is an image."""
+    return suffix_of(name) in IMAGE_SUFFIXES
