@@ -38,8 +38,8 @@ def relative_error(found: Tensor, expected: Tensor) -> Tensor:
     """(B,): |found - expected| / |expected|, norms over all but the first axis, in float64."""
     found, expected = found.double().flatten(1), expected.double().flatten(1)
     norm = expected.norm(dim=1).clamp_min(torch.finfo(torch.float64).tiny)
-    difference: Tensor = (found - expected).norm(dim=1)
-    return difference / norm
+    error: Tensor = (found - expected).norm(dim=1) / norm
+    return error
 
 
 @torch.no_grad()

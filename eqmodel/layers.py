@@ -40,8 +40,10 @@ class LiftingConv2d(nn.Module):
         return turned.transpose(1, 2).reshape(c_out * self.group.order, c_in, k, k)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = F.conv2d(x, self.expanded(), padding=self.size // 2)
-        return out.unflatten(1, (-1, self.group.order))
+        out: Tensor = F.conv2d(x, self.expanded(), padding=self.size // 2).unflatten(
+            1, (-1, self.group.order)
+        )
+        return out
 
 
 class GroupConv2d(nn.Module):
@@ -70,8 +72,10 @@ class GroupConv2d(nn.Module):
         return torch.stack(rows, 1).reshape(c_out * order, c_in * order, k, k)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = F.conv2d(x.flatten(1, 2), self.expanded(), padding=self.padding)
-        return out.unflatten(1, (-1, self.group.order))
+        out: Tensor = F.conv2d(x.flatten(1, 2), self.expanded(), padding=self.padding).unflatten(
+            1, (-1, self.group.order)
+        )
+        return out
 
 
 class GroupExpand2d(nn.Module):
@@ -147,11 +151,11 @@ class FieldNorm(nn.Module):
 
 def halve(x: Tensor) -> Tensor:
     """(B, C, G, H, W) -> (B, C, G, H/2, W/2) by 2x2 means; symmetric because H and W are even."""
-    out: Tensor = F.avg_pool2d(x.flatten(1, 2), 2)
-    return out.unflatten(1, x.shape[1:3])
+    out: Tensor = F.avg_pool2d(x.flatten(1, 2), 2).unflatten(1, x.shape[1:3])
+    return out
 
 
 def double(x: Tensor) -> Tensor:
     """(B, C, G, H, W) -> (B, C, G, 2H, 2W) by repeating pixels."""
-    out: Tensor = F.interpolate(x.flatten(1, 2), scale_factor=2.0)
-    return out.unflatten(1, x.shape[1:3])
+    out: Tensor = F.interpolate(x.flatten(1, 2), scale_factor=2.0).unflatten(1, x.shape[1:3])
+    return out
