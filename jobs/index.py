@@ -1,28 +1,28 @@
 """`orbit index`: publish an index, clusters and a report of the embeddings a store holds."""
 
-from typing import Annotated
-
-import typer
-
 from jobs.console import Answer, Json, run_alone, verb
 from jobs.flags import Store
 from jobs.progress import progress
+from jobs.publications import PublishFlags, publish_newest
 
 
 @verb("orbit index s3://bucket/store")
-def index(
-    store: Store,
-    clusters: Annotated[
-        int | None, typer.Option("--clusters", min=1, help="number of clusters [default: chosen]")
-    ] = None,
-    as_json: Json = False,
-) -> Answer:
-    """Publish index, clusters and report of the newest embeddings; the last stage of `orbit run`."""
-    from jobs.publications import publish_live
+def index(store: Store, flags: PublishFlags, as_json: Json = False) -> Answer:
+    """Publish index, clusters and report of the newest embeddings; the last stage of `orbit run`.
 
+    With nothing new it does nothing, and says so.
+    """
     with progress() as show:
-        row = publish_live(store, clusters, show)
-    return row
+        published = publish_newest(store, flags, show)
+    facts = published.facts
+    lines = [
+        f"live     publication {facts['id']}, {facts['num_embedded']:,} images, "
+        f"index {facts['index_kind']}, recall@10 {facts['recall_at_10']:.3f}",
+        f"report   {facts['report']}",
+    ]
+    if not published.new:
+        lines.insert(0, "nothing to do: the newest embeddings are live (--force publishes again)")
+    return Answer(facts, "\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Progress on standard error: a bar on a terminal, a plain line now and then elsewhere."""
 
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 PLAIN_INTERVAL_S = 5.0
+HELD_S = 10.0
+"""How long the first stage keeps quiet: what is refused before any work is told in one line."""
 
 
 class Progress:
@@ -24,6 +27,9 @@ class Progress:
         self._bars: RichProgress | None = None
         self._tasks: dict[str, TaskID] = {}
         self._told: dict[str, float] = {}
+        self._began = time.monotonic()
+        self._first: str | None = None
+        self._held: list[str] = []
 
     def __call__(self, stage: str, done: int, total: int | None = None, note: str = "") -> None:
         if self._stream.isatty():
@@ -49,17 +55,26 @@ class Progress:
             self._bars = bars(self._stream)
             self._bars.start()
         if stage not in self._tasks:
-            self._tasks[stage] = self._bars.add_task(stage, total=total)
+            self._tasks[stage] = self._bars.add_task(stage, total=total, note=note)
         self._bars.update(self._tasks[stage], completed=done, total=total, note=note)
 
     def _tell(self, stage: str, done: int, total: int | None, note: str) -> None:
         now = time.monotonic()
         finished = total is not None and done >= total
-        if not finished and now - self._told.get(stage, -PLAIN_INTERVAL_S) < PLAIN_INTERVAL_S:
+        quiet_until = self._told.get(stage, 0.0)
+        if now < quiet_until and not (finished and quiet_until < math.inf):
             return
-        self._told[stage] = now
-        count = f"{done:,}" if total is None else f"{done:,} of {total:,}"
-        print(f"{stage}: {count}{f', {note}' if note else ''}", file=self._stream, flush=True)
+        self._told[stage] = math.inf if finished else now + PLAIN_INTERVAL_S
+        count = [f"{done:,} of {total:,}"] if total is not None else [f"{done:,}"] if done else []
+        what = ", ".join([*count, *([note] if note else [])])
+        self._hold(stage, f"{stage}: {what}" if what else stage, now)
+
+    def _hold(self, stage: str, line: str, now: float) -> None:
+        self._first = self._first or stage
+        self._held.append(line)
+        if stage != self._first or now - self._began > HELD_S:
+            print("\n".join(self._held), file=self._stream, flush=True)
+            self._held = []
 
 
 def bars(stream: TextIO) -> "RichProgress":
