@@ -27,7 +27,7 @@ Vectors = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
 CANDIDATES = (4, 6, 8, 10, 12, 16, 20, 24, 32)
-CRITERION = "largest mean silhouette (cosine) among {tried} on a sample of {num}"
+CRITERION = "chosen among {tried} by the mean silhouette (cosine) of a sample of {num:,}"
 SAMPLE, SILHOUETTE_SAMPLE, TRAIN_SAMPLE = 6_000, 2_000, 200_000
 CHUNK = 65_536
 NEIGHBOURS = 5
@@ -126,7 +126,7 @@ def choose_k(vectors: Vectors, seed: int = 0, threads: int = 0) -> tuple[int, st
     tried = [k for k in CANDIDATES if k < distinct]
     if not tried:
         k = min(distinct, CANDIDATES[0])
-        return max(1, k), f"only {distinct} distinct images"
+        return max(1, k), f"what {distinct} distinct images allow"
     shown = sample[_sample(len(sample), SILHOUETTE_SAMPLE, seed)]
     scores = []
     for k in tried:

@@ -61,6 +61,7 @@ def _sizes(before: Ints, now: Ints) -> list[dict[str, Any]]:
             "cluster": int(cluster),
             "before": old[cluster],
             "now": new[cluster],
+            "changed": old[cluster] != new[cluster],
             "state": "new" if cluster not in old else "gone" if cluster not in new else "kept",
         }
         for cluster in sorted(old.keys() | new.keys())

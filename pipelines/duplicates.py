@@ -38,7 +38,7 @@ class DuplicateOptions:
     """
 
     threshold: float = 0.985
-    agreement: float = 0.96
+    agreement: float = 0.985
     certain: float = 0.9999
     max_pairs: int = 100_000
 

@@ -22,6 +22,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from eqmodel.checkpoint import shipped
 from eqmodel.errors import OrbitError
 from eqmodel.groups import group
 from pipelines import clusters, drift
@@ -372,8 +373,9 @@ def _snapshot(name: str, rows: Rows) -> drift.Snapshot:
 
 
 def _described(embedder: Embedder) -> dict[str, Any]:
+    names = [entry["name"] for entry in shipped() if entry["model_id"] == embedder.model_id]
     return {
-        "name": embedder.name,
+        "name": embedder.name or (names[0] if names else None),
         "group": embedder.group.name,
         "readout": embedder.readout,
         "dim": embedder.dim,

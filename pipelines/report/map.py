@@ -81,10 +81,14 @@ def _two(flat: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _on_grid(points: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Centred and scaled alike in both directions, into 0..GRID, y upwards on the page."""
-    low, high = points.min(0), points.max(0)
-    scale = GRID / max(float((high - low).max()), 1e-12)
-    placed = (points - (low + high) / 2) * scale + GRID / 2
+    """Into 0..GRID, y upwards on the page; the shorter direction stretched by 1.6 at most."""
+    centred = points - points.mean(0)
+    # The longest direction lies flat: pages are wider than high.
+    _, _, axes = np.linalg.svd(centred, full_matrices=False)
+    turned = centred @ axes.T if len(axes) == 2 else centred
+    low, high = turned.min(0), turned.max(0)
+    scale = GRID / np.maximum(high - low, float((high - low).max()) / 1.6 + 1e-12)
+    placed = (turned - (low + high) / 2) * scale + GRID / 2
     placed[:, 1] = GRID - placed[:, 1]
     found: NDArray[np.int64] = np.clip(np.round(placed), 0, GRID).astype(np.int64)
     return found

@@ -18,7 +18,7 @@ from pipelines.pictures import Pose, data_uri, from_pixels, open_picture, pack, 
 from pipelines.report.findings import Findings
 
 SPRITE_SIDE = 40
-GROUPS_SHOWN, MEMBERS_SHOWN = 48, 8
+GROUPS_SHOWN, MEMBERS_SHOWN = 32, 8
 PALETTE = (
     *("#3b6fb6", "#e8853b", "#3d9a6a", "#c8474c", "#8a63b5", "#17a2b0", "#c9a227", "#d5659a"),
     *("#7d6b5d", "#7a9a2e", "#6f86f0", "#b8572a", "#2c8a7d", "#a8417c", "#98923a", "#5a6b85"),
@@ -177,7 +177,7 @@ def _variance(variance: Sequence[float]) -> dict[str, Any] | None:
     if len(variance) < 2:
         return None
     last = len(variance)
-    step = max(1, round(last / 6))
+    step = next(step for step in (1, 2, 5, 10, 20, 50, 100, last) if last / step <= 8)
     return _plot([(0.0, 0.0), *((i / last, v) for i, v in enumerate(variance, 1))]) | {
         "x_ticks": [(i / last * PLOT_WIDTH, str(i)) for i in range(0, last + 1, step)],
         "y_ticks": [((1 - v) * PLOT_HEIGHT, f"{v:.0%}") for v in (0, 0.25, 0.5, 0.75, 1)],

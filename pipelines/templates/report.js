@@ -82,8 +82,10 @@
     if (shown.names.length > 24) legend.append(Object.assign(document.createElement("span"), { className: "scale", textContent: `and ${shown.names.length - 24} more` }));
   }
 
+  // The map may be stretched sideways a little to use the room: its axes mean nothing.
   const side = () => Math.min(width, height) - 2 * MARGIN;
-  const toX = (i) => width / 2 + (places[2 * i] - state.x) * side() * state.zoom;
+  const wide = () => Math.max(side(), Math.min(1.55 * side(), width - 2 * MARGIN));
+  const toX = (i) => width / 2 + (places[2 * i] - state.x) * wide() * state.zoom;
   const toY = (i) => height / 2 + (places[2 * i + 1] - state.y) * side() * state.zoom;
 
   function draw() { if (!waiting) { waiting = true; requestAnimationFrame(paint); } }
@@ -164,18 +166,17 @@
 
   function zoomTo(factor, px = width / 2, py = height / 2) {
     const zoom = Math.max(1, Math.min(200, state.zoom * factor));
-    const scale = side() * state.zoom, next = side() * zoom;
-    state.x += (px - width / 2) * (1 / scale - 1 / next);
-    state.y += (py - height / 2) * (1 / scale - 1 / next);
+    const change = 1 / state.zoom - 1 / zoom;
+    state.x += (px - width / 2) * change / wide();
+    state.y += (py - height / 2) * change / side();
     if (zoom === 1) { state.x = 0.5; state.y = 0.5; }
     state.zoom = zoom;
     canvas.style.touchAction = zoom > 1 ? "none" : "pan-y";
     draw();
   }
   function move(dx, dy) {
-    const scale = side() * state.zoom;
-    state.x = Math.max(-0.2, Math.min(1.2, state.x - dx / scale));
-    state.y = Math.max(-0.2, Math.min(1.2, state.y - dy / scale));
+    state.x = Math.max(-0.2, Math.min(1.2, state.x - dx / wide() / state.zoom));
+    state.y = Math.max(-0.2, Math.min(1.2, state.y - dy / side() / state.zoom));
     draw();
   }
 

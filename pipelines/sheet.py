@@ -1,0 +1,194 @@
+"""A contact sheet: each query and its neighbours, turned to match, as one PNG."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from pipelines.pictures import Pose, apply_pose, fit, from_pixels, open_picture
+from pipelines.search import Hit
+
+Query = tuple[NDArray[Any] | Image.Image, Sequence[Hit]]
+Colour = tuple[int, int, int]
+
+PAPER: Colour = (251, 250, 247)
+INK: Colour = (29, 28, 26)
+QUIET: Colour = (118, 113, 104)
+LINE: Colour = (226, 221, 211)
+PIT: Colour = (238, 235, 228)
+ACCENT: Colour = (47, 95, 168)
+
+SCALE = 2  # drawn at twice the size, so that type is crisp on today's screens
+MARGIN, GAP, CORNER = 32 * SCALE, 14 * SCALE, 7 * SCALE
+QUERY, HIT, CAPTION, GUTTER = 132 * SCALE, 104 * SCALE, 64 * SCALE, 34 * SCALE
+COLUMNS, MAX_ROWS = 10, 60
+
+
+def write_sheet(
+    path: str | os.PathLike[str],
+    queries: Sequence[Query],
+    thumbnails: Mapping[str, bytes],
+    *,
+    turn: bool = True,
+) -> None:
+    """Write a PNG with a row for each query: its image, then its hits, best first.
+
+    queries: (pixels (H, W) or (H, W, C), or a picture; hits). thumbnails: by image_id, as
+    ``Searcher.thumbnails`` gives them. With ``turn`` a hit that has a pose is shown as g(hit).
+    At most 60 queries are drawn, and the sheet says so.
+    """
+    shown = queries[:MAX_ROWS]
+    columns = min(COLUMNS, max((len(hits) for _, hits in shown), default=1) or 1)
+    heights = [_row_height(len(hits), columns) for _, hits in shown]
+    width = 2 * MARGIN + QUERY + GUTTER + columns * HIT + (columns - 1) * GAP
+    left_out = len(queries) - len(shown)
+    height = 2 * MARGIN + sum(heights) + GAP * max(0, len(shown) - 1) + (24 * SCALE if left_out else 0)
+    sheet = Image.new("RGB", (width, height), PAPER)
+    pen = _Pen(sheet)
+    top = MARGIN
+    for number, ((picture, hits), tall) in enumerate(zip(shown, heights, strict=True)):
+        if number:
+            pen.rule(MARGIN, top - GAP, width - MARGIN)
+        _draw_row(pen, top, _as_picture(picture), hits, thumbnails, columns, turn)
+        top += tall + GAP
+    if left_out:
+        words = f"and {left_out} more quer{'y' if left_out == 1 else 'ies'}, not drawn"
+        pen.text(MARGIN, height - MARGIN - 8 * SCALE, words, 13, QUIET, width)
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG", optimize=True)
+    Path(path).write_bytes(buffer.getvalue())
+
+
+def _row_height(num_hits: int, columns: int) -> int:
+    lines = max(1, -(-num_hits // columns))
+    hits = lines * (HIT + CAPTION) + (lines - 1) * GAP
+    return max(QUERY + 26 * SCALE, hits) + GAP
+
+
+def _as_picture(image: NDArray[Any] | Image.Image) -> Image.Image:
+    return image.convert("RGB") if isinstance(image, Image.Image) else from_pixels(np.asarray(image))
+
+
+def _draw_row(
+    pen: _Pen,
+    top: int,
+    query: Image.Image,
+    hits: Sequence[Hit],
+    thumbnails: Mapping[str, bytes],
+    columns: int,
+    turn: bool,
+) -> None:
+    pen.picture(MARGIN, top, QUERY, query)
+    pen.text(MARGIN, top + QUERY + 8 * SCALE, "query", 13, QUIET, QUERY)
+    if not hits:
+        pen.text(MARGIN + QUERY + GUTTER, top + 8 * SCALE, "no neighbours", 14, QUIET, HIT * 3)
+    for place, hit in enumerate(hits):
+        line, column = divmod(place, columns)
+        x = MARGIN + QUERY + GUTTER + column * (HIT + GAP)
+        y = top + line * (HIT + CAPTION + GAP)
+        pose = None if hit.pose is None else Pose(hit.pose["angle_degrees"], hit.pose["mirror"])
+        picture = open_picture(thumbnails.get(hit.image_id))
+        if picture is not None and pose is not None and turn:
+            picture = apply_pose(picture, pose)
+        pen.picture(x, y, HIT, picture)
+        _draw_caption(pen, x, y + HIT, hit, pose)
+
+
+def _draw_caption(pen: _Pen, x: int, y: int, hit: Hit, pose: Pose | None) -> None:
+    pen.text(x, y + 6 * SCALE, f"{hit.score:.4f}", 14, INK, HIT, strong=True)
+    if pose is not None and not pose.identity:
+        pen.turn(x + HIT, y + 6 * SCALE, pose)
+    named = hit.label if hit.label else hit.source
+    pen.text(x, y + 25 * SCALE, named, 12, INK, HIT)
+    pen.text(x, y + 42 * SCALE, hit.key, 12, QUIET, HIT, from_end=True)
+
+
+class _Pen:
+    """Draws on one sheet; lengths are in the sheet's own pixels, type sizes before scaling."""
+
+    def __init__(self, sheet: Image.Image) -> None:
+        self._sheet, self._draw = sheet, ImageDraw.Draw(sheet)
+        self._fonts: dict[int, ImageFont.FreeTypeFont | ImageFont.ImageFont] = {}
+
+    def picture(self, x: int, y: int, side: int, picture: Image.Image | None) -> None:
+        """A picture in a square with rounded corners; a quiet square when there is none."""
+        if picture is None:
+            self._draw.rounded_rectangle((x, y, x + side, y + side), CORNER, fill=PIT)
+            self.text(x + 10 * SCALE, y + side // 2 - 8 * SCALE, "no thumbnail", 12, QUIET, side)
+            return
+        mask = Image.new("L", (side, side), 0)
+        ImageDraw.Draw(mask).rounded_rectangle((0, 0, side - 1, side - 1), CORNER, fill=255)
+        self._sheet.paste(fit(picture, side, PIT), (x, y), mask)
+
+    def rule(self, left: int, y: int, right: int) -> None:
+        """A thin line."""
+        self._draw.line((left, y, right, y), fill=LINE, width=SCALE)
+
+    def text(
+        self,
+        x: int,
+        y: int,
+        words: str,
+        size: int,
+        colour: Colour,
+        width: int,
+        *,
+        strong: bool = False,
+        from_end: bool = False,
+    ) -> None:
+        """One line of at most ``width``, shortened with an ellipsis; at its start if ``from_end``."""
+        font = self._font(size)
+        line = _shortened("".join(c if c.isprintable() else "?" for c in words), font, width, from_end)
+        weight = {"stroke_width": 1, "stroke_fill": colour} if strong else {}
+        self._draw.text((x, y), line, font=font, fill=colour, **weight)
+
+    def turn(self, right: int, y: int, pose: Pose) -> None:
+        """The turn in small type at the right: an arc with a head for it, two arrows for a mirror."""
+        font = self._font(12)
+        words = f"{pose.angle_degrees:g}°" if pose.angle_degrees % 360 else ""
+        x = right - font.getlength(words)
+        self._draw.text((x, y + SCALE), words, font=font, fill=ACCENT)
+        if words:
+            x -= 15 * SCALE
+            self._arc(x, y + 3 * SCALE, 10 * SCALE)
+        if pose.mirror:
+            self._mirror(x - 17 * SCALE, y + 3 * SCALE, 12 * SCALE)
+
+    def _arc(self, x: float, y: float, side: int) -> None:
+        # Counter-clockwise, from the right over the top to the lower left.
+        self._draw.arc((x, y, x + side, y + side), 150, 390, fill=ACCENT, width=round(1.5 * SCALE))
+        tip, head = (x + side * 0.07, y + side * 0.78), 3.4 * SCALE
+        points = [(tip[0] - head, tip[1] - head * 0.7), (tip[0] + head, tip[1] - head * 0.5)]
+        self._draw.polygon([*points, (tip[0] + head * 0.2, tip[1] + head * 0.9)], fill=ACCENT)
+
+    def _mirror(self, x: float, y: float, side: int) -> None:
+        middle, half = x + side / 2, side * 0.34
+        self._draw.line((middle, y, middle, y + side * 0.84), fill=ACCENT, width=SCALE)
+        for sign in (-1, 1):
+            outer, inner, centre = middle + sign * side * 0.52, middle + sign * side * 0.14, y + side * 0.42
+            self._draw.polygon(
+                [(outer, centre), (inner, centre - half), (inner, centre + half)], fill=ACCENT
+            )
+
+    def _font(self, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+        if size not in self._fonts:
+            self._fonts[size] = ImageFont.load_default(size=size * SCALE)
+        return self._fonts[size]
+
+
+def _shortened(
+    words: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int, from_end: bool
+) -> str:
+    words = words[:400] if not from_end else words[-400:]
+    if font.getlength(words) <= width:
+        return words
+    while words and font.getlength(f"{words}…") > width:
+        words = words[1:] if from_end else words[:-1]
+    return f"…{words}" if from_end else f"{words}…"
