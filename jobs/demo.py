@@ -171,7 +171,8 @@ def walk(out: Path, train_first: bool, show: Progress) -> Findings:
         found, num_copies = copies_found_first(searcher, images)
         queries = three_queries(searcher, images)
         sheet = out / "queries.png"
-        write_sheet(sheet, [(query.pixels, query.hits) for query in queries])
+        thumbnails = searcher.thumbnails([hit for query in queries for hit in query.hits])
+        write_sheet(sheet, [(query.pixels, query.hits) for query in queries], thumbnails)
     return Findings(
         model=model,
         summary=done.as_dict(),

@@ -1,4 +1,4 @@
-"""A publication's files on this machine: fetched once, digests checked, fetched again when damaged."""
+"""A publication's files on this machine: fetched once, checked, fetched again when damaged."""
 
 from __future__ import annotations
 
@@ -59,9 +59,8 @@ class ArtifactCache:
         return place
 
     def _fetch_one(self, file: PublishedFile, local: Path) -> None:
-        if local.is_file() and local.stat().st_size == file.size:
-            if file_sha256(local) == file.sha256:
-                return
+        if local.is_file() and file_sha256(local) == file.sha256:
+            return
         handle, temporary = tempfile.mkstemp(dir=local.parent, prefix=f".{local.name}.")
         os.close(handle)
         try:

@@ -56,12 +56,7 @@ class Job:
     @property
     def read_options(self) -> ReadOptions:
         """How the input's columns are called."""
-        settings = self.settings
-        return ReadOptions(
-            image_column=settings.image_column,
-            key_column=settings.key_column,
-            label_column=settings.label_column,
-        )
+        return read_options(self.settings)
 
     @property
     def work(self) -> tuple[tuple[Shard, KnownFile | None], ...]:
@@ -81,6 +76,15 @@ class Job:
             num_unchanged=len(plan.unchanged),
             num_bytes=sum(shard.size for shard in plan.work),
         )
+
+
+def read_options(settings: EmbedSettings) -> ReadOptions:
+    """How the input's columns are called."""
+    return ReadOptions(
+        image_column=settings.image_column,
+        key_column=settings.key_column,
+        label_column=settings.label_column,
+    )
 
 
 def embed_input(settings: EmbedSettings, progress: Progress = silent) -> EmbedSummary:
@@ -112,7 +116,8 @@ def run_input(
     from pipelines.publish_run import publish_version
 
     summary = embed_input(settings, progress)
-    return publish_version(Folder(settings.store), summary, options, progress)
+    read = read_options(settings)
+    return publish_version(Folder(settings.store), summary, options, progress, read)
 
 
 def prepare_job(settings: EmbedSettings, place: Path, progress: Progress) -> Job:

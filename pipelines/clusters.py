@@ -43,7 +43,7 @@ class Previous:
 
 @dataclass(frozen=True)
 class Cluster:
-    """One cluster. ``medoid`` is a row; ``cohesion`` the mean score of members with the centroid."""
+    """``medoid`` is a row; ``cohesion`` the mean score of the members with the centroid."""
 
     id: int
     size: int
@@ -54,7 +54,7 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Clustering:
-    """Clusters by size (largest first), and for each row its cluster id and centroid distance.
+    """Clusters, largest first, and for each row its cluster id and centroid distance.
 
     assigned (N,) int32; distance (N,) float32, 1 - score with the centroid; centroids (k, d), in
     the order of ``clusters``; ``agreement`` with labels, None where there are none.
@@ -173,7 +173,7 @@ def match_ids(assigned: Ints, k: int, ids: Ints, previous: Previous | None) -> I
 def agreement(
     assigned: Ints, labels: Sequence[str | None], neighbours: Ints | None
 ) -> dict[str, float] | None:
-    """NMI, ARI and purity of the clusters and 5-NN accuracy, over labelled rows; None without two."""
+    """NMI, ARI, purity and 5-NN accuracy over the labelled rows; None with fewer than two."""
     known = np.array([label is not None for label in labels], bool)
     if known.sum() < 2:
         return None
@@ -183,7 +183,7 @@ def agreement(
     np.add.at(mix, (mine, theirs), 1)
     found = {
         "num_labelled": int(known.sum()),
-        "num_labels": int(len(np.unique(theirs))),
+        "num_labels": len(np.unique(theirs)),
         "nmi": round(float(normalized_mutual_info_score(theirs, mine)), 4),
         "ari": round(float(adjusted_rand_score(theirs, mine)), 4),
         "purity": round(float(mix.max(1).sum() / known.sum()), 4),

@@ -67,7 +67,7 @@ class DuplicateGroup:
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Every group, largest first; ``num_proposed`` pairs by score, ``num_unseen`` past max_pairs."""
+    """Groups, largest first; ``num_proposed`` pairs by score, ``num_unseen`` past max_pairs."""
 
     groups: tuple[DuplicateGroup, ...]
     num_proposed: int
@@ -107,13 +107,13 @@ def _first_with_digest(rows: Rows) -> Ints:
     """(N,): the first row with the same bytes as each row."""
     codes = rows.table["digest"].combine_chunks().dictionary_encode().indices
     numbers = codes.fill_null(-1).to_numpy()
-    values, first, inverse = np.unique(numbers, return_index=True, return_inverse=True)
+    _, first, inverse = np.unique(numbers, return_index=True, return_inverse=True)
     found: Ints = np.where(numbers < 0, np.arange(len(numbers)), first[inverse]).astype(np.int64)
     return found
 
 
 def _proposals(near: Neighbours, same: Ints, options: DuplicateOptions) -> tuple[Ints, int]:
-    """(P, 2) pairs of rows, best score first, each once, byte-equal rows standing for each other."""
+    """(P, 2) pairs of rows, best score first, each once; the first of byte-equal rows stands."""
     mine, place = np.nonzero(near.scores >= options.threshold)
     scores = near.scores[mine, place]
     left, right = same[mine], same[near.rows[mine, place]]
@@ -135,7 +135,7 @@ class Looks:
         ids = rows.ids
         found = thumbnails({int(ids[row]) for row in wanted})
         self._place: dict[int, int] = {}
-        seen = []
+        seen: list[list[NDArray[np.float32]]] = []
         for row in wanted.tolist():
             picture = open_picture(found.get(int(ids[row])))
             if picture is not None:

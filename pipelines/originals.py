@@ -44,8 +44,9 @@ def read_originals(
     options: ReadOptions | None = None,
     buckets: int = 1024,
 ) -> dict[int, Pixels]:
-    """Decoded pixels of the rows in ``records`` (row -> source, source_etag, item_etag, key, offset,
-    length) that are still there unchanged; the others are left out.
+    """Decoded pixels of the images that are still there unchanged; the others are left out.
+
+    ``records``: row -> its source, source_etag, item_etag, key, offset and length.
 
     One ranged read each where the offset or the object is known, else its shard is streamed.
     OrbitError or OSError when INPUT cannot be reached at all.

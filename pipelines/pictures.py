@@ -90,8 +90,8 @@ def apply_pose(picture: Image.Image, pose: Pose) -> Image.Image:
     quarters, rest = divmod(pose.angle_degrees % 360, 90)
     if rest:
         return picture.rotate(pose.angle_degrees, Image.Resampling.BICUBIC)
-    turns = (None, Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)
-    turn = turns[int(quarters)]
+    turns = Image.Transpose
+    turn = (None, turns.ROTATE_90, turns.ROTATE_180, turns.ROTATE_270)[int(quarters)]
     return picture if turn is None else picture.transpose(turn)
 
 

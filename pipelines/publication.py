@@ -1,4 +1,4 @@
-"""A publication: index, clusters, duplicates and report of one table version, made visible by one row.
+"""A publication: index, clusters, duplicates and report of one table version, visible by one row.
 
 Everything is built in a local folder, uploaded whole to ``STORE/artifacts/<publication>/`` under
 names that are never used twice, and only then named, with sizes and digests, by one row in the log
@@ -27,7 +27,7 @@ from eqmodel.errors import OrbitError
 from eqmodel.groups import group
 from pipelines import clusters, drift
 from pipelines.artifacts import ArtifactCache
-from pipelines.duplicates import DuplicateOptions, Thumbnails, find_duplicates
+from pipelines.duplicates import DuplicateOptions, find_duplicates
 from pipelines.errors import IncompleteError, NotPublishedError
 from pipelines.index import (
     IndexSpec,
@@ -303,7 +303,7 @@ class _Publishing:
         return thumbnails(self.table.batches(["image_id", "thumbnail"]), ids)
 
     def _before(self) -> _Before | None:
-        """The last publication of the same model; None for a first one, or when it is unreadable."""
+        """The last publication of the same model; None when there is none that can be read."""
         model_id = self.table.identity.model_id
         earlier = [row for row in self.log.rows() if row.model_id == model_id]
         if not earlier:

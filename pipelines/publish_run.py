@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from pipelines.shards import ReadOptions
 from pipelines.storage import Folder
 from pipelines.summary import EmbedSummary, RunSummary
 from pipelines.table import PublicationLog, PublicationRow
@@ -14,7 +16,11 @@ if TYPE_CHECKING:
 
 
 def publish_version(
-    store: Folder, summary: EmbedSummary, options: PublishOptions | None, progress: Progress
+    store: Folder,
+    summary: EmbedSummary,
+    options: PublishOptions | None,
+    progress: Progress,
+    read: ReadOptions | None = None,
 ) -> RunSummary:
     """Publish what was embedded; the live publication stands when it is of the same version.
 
@@ -27,7 +33,10 @@ def publish_version(
     if not idle and not _is_of(live, summary):
         from pipelines.publication import PublishOptions, publish
 
-        live = publish(store, summary.model_id, options or PublishOptions(), progress)
+        told = replace(
+            options or PublishOptions(), run=summary.as_dict(), read=read or ReadOptions()
+        )
+        live = publish(store, summary.model_id, told, progress)
     return RunSummary(
         embed=summary,
         recall_at_10=None if live is None else live.recall_at_10,

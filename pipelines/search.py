@@ -1,4 +1,4 @@
-"""``Searcher``: the live publication of a store, opened on this machine and asked for neighbours."""
+"""``Searcher``: the live publication of a store, opened here and asked for neighbours."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ from pipelines.artifacts import ArtifactCache
 from pipelines.errors import KeyNotFoundError, ModelMismatchError, NotPublishedError
 from pipelines.index import IndexSpec, OrbitIndex, Sidecar, load_index
 from pipelines.models import checkpoint_of_store
-from pipelines.pictures import Pose, poses_of, thumbnails
+from pipelines.pictures import Pose, open_picture, poses_of, thumbnails
 from pipelines.storage import Folder
 from pipelines.table import EmbeddingTable, PublicationLog, PublicationRow
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from eqmodel import Embedder
 
 MAX_K = 10_000
@@ -110,7 +112,7 @@ class Searcher:
         return self._embedder
 
     def use(self, embedder: Embedder) -> None:
-        """Search with a model that is loaded already. ModelMismatchError unless it is the store's."""
+        """Search with a model that is loaded already; ModelMismatchError for another."""
         if embedder.model_id != self.model_id:
             raise ModelMismatchError(
                 f"model {embedder.model_id} was given, the store was embedded with "
@@ -148,7 +150,7 @@ class Searcher:
     def search_vectors(
         self, vectors: NDArray[np.float32], k: int, codes: NDArray[np.int8] | None = None
     ) -> list[list[Hit]]:
-        """The k nearest images to unit embeddings (Q, d); aligned when pose codes (Q, p) come along."""
+        """The k nearest images to unit embeddings (Q, d); aligned when given pose codes (Q, p)."""
         _check_k(k)
         if not len(self.rows):
             return [[] for _ in vectors]
@@ -191,6 +193,15 @@ class Searcher:
         )
         found = thumbnails(batches, {int(hit.image_id) for hit in hits})
         return {str(image_id): data for image_id, data in found.items()}
+
+    def picture_of_key(self, key: str) -> Image.Image | None:
+        """The thumbnail of an image of the store; None when it has none. KeyNotFoundError."""
+        record = self.rows.records([self.row_of_key(key)])[0]
+        batches = self._opened_table().batches(
+            columns=["image_id", "thumbnail"], sources=[record["source"]]
+        )
+        found = thumbnails(batches, [record["image_id"]])
+        return open_picture(found.get(record["image_id"]))
 
     def refresh(self) -> Searcher:
         """The searcher of the live publication: this one, or a new one when it has changed."""

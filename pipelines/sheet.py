@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from pipelines.pictures import Pose, apply_pose, fit, from_pixels, open_picture
 from pipelines.search import Hit
 
-Query = tuple[NDArray[Any] | Image.Image, Sequence[Hit]]
+Query = tuple[NDArray[Any] | Image.Image | None, Sequence[Hit]]
 Colour = tuple[int, int, int]
 
 PAPER: Colour = (251, 250, 247)
@@ -40,7 +40,7 @@ def write_sheet(
 ) -> None:
     """Write a PNG with a row for each query: its image, then its hits, best first.
 
-    queries: (pixels (H, W) or (H, W, C), or a picture; hits). thumbnails: by image_id, as
+    queries: (pixels (H, W) or (H, W, C), or a picture, or None; hits). thumbnails: by image_id, as
     ``Searcher.thumbnails`` gives them. With ``turn`` a hit that has a pose is shown as g(hit).
     At most 60 queries are drawn, and the sheet says so.
     """
@@ -49,7 +49,8 @@ def write_sheet(
     heights = [_row_height(len(hits), columns) for _, hits in shown]
     width = 2 * MARGIN + QUERY + GUTTER + columns * HIT + (columns - 1) * GAP
     left_out = len(queries) - len(shown)
-    height = 2 * MARGIN + sum(heights) + GAP * max(0, len(shown) - 1) + (24 * SCALE if left_out else 0)
+    height = 2 * MARGIN + sum(heights) + GAP * max(0, len(shown) - 1)
+    height += 24 * SCALE if left_out else 0
     sheet = Image.new("RGB", (width, height), PAPER)
     pen = _Pen(sheet)
     top = MARGIN
@@ -72,14 +73,18 @@ def _row_height(num_hits: int, columns: int) -> int:
     return max(QUERY + 26 * SCALE, hits) + GAP
 
 
-def _as_picture(image: NDArray[Any] | Image.Image) -> Image.Image:
-    return image.convert("RGB") if isinstance(image, Image.Image) else from_pixels(np.asarray(image))
+def _as_picture(image: NDArray[Any] | Image.Image | None) -> Image.Image | None:
+    if image is None:
+        return None
+    if isinstance(image, Image.Image):
+        return image.convert("RGB")
+    return from_pixels(np.asarray(image))
 
 
 def _draw_row(
     pen: _Pen,
     top: int,
-    query: Image.Image,
+    query: Image.Image | None,
     hits: Sequence[Hit],
     thumbnails: Mapping[str, bytes],
     columns: int,
@@ -143,14 +148,15 @@ class _Pen:
         strong: bool = False,
         from_end: bool = False,
     ) -> None:
-        """One line of at most ``width``, shortened with an ellipsis; at its start if ``from_end``."""
+        """One line of at most ``width``; an ellipsis stands for the rest (``from_end``: before)."""
         font = self._font(size)
-        line = _shortened("".join(c if c.isprintable() else "?" for c in words), font, width, from_end)
-        weight = {"stroke_width": 1, "stroke_fill": colour} if strong else {}
-        self._draw.text((x, y), line, font=font, fill=colour, **weight)
+        printable = "".join(letter if letter.isprintable() else "?" for letter in words)
+        line = _shortened(printable, font, width, from_end)
+        # The font has one weight: a stroke of one pixel makes it strong.
+        self._draw.text((x, y), line, font=font, fill=colour, stroke_width=int(strong))
 
     def turn(self, right: int, y: int, pose: Pose) -> None:
-        """The turn in small type at the right: an arc with a head for it, two arrows for a mirror."""
+        """The turn in small type at the right, with signs for turn and mirror before it."""
         font = self._font(12)
         words = f"{pose.angle_degrees:g}°" if pose.angle_degrees % 360 else ""
         x = right - font.getlength(words)
@@ -172,7 +178,8 @@ class _Pen:
         middle, half = x + side / 2, side * 0.34
         self._draw.line((middle, y, middle, y + side * 0.84), fill=ACCENT, width=SCALE)
         for sign in (-1, 1):
-            outer, inner, centre = middle + sign * side * 0.52, middle + sign * side * 0.14, y + side * 0.42
+            outer, inner = middle + sign * side * 0.52, middle + sign * side * 0.14
+            centre = y + side * 0.42
             self._draw.polygon(
                 [(outer, centre), (inner, centre - half), (inner, centre + half)], fill=ACCENT
             )

@@ -15,7 +15,14 @@ from pipelines.index.kinds import (
 )
 from pipelines.index.neighbours import Neighbours, nearest_others
 from pipelines.index.recall import Recall, exact_top, held_out_rows, measure_recall
-from pipelines.index.sidecar import ROWS_SCHEMA, Rows, Sidecar, collect, collected_columns, file_sha256
+from pipelines.index.sidecar import (
+    ROWS_SCHEMA,
+    Rows,
+    Sidecar,
+    collect,
+    collected_columns,
+    file_sha256,
+)
 
 __all__ = [
     "EXACT_UP_TO",

@@ -236,7 +236,7 @@ def load_index(path: Path, sha256: str, spec: IndexSpec) -> OrbitIndex:
     try:
         index = faiss.read_index(str(path))
     except RuntimeError as error:
-        raise ArtifactError(f"{path.name} is no index that FAISS can read; publish again") from error
+        raise ArtifactError(f"{path.name}: FAISS cannot read it; publish again") from error
     _check(index, spec, path.name)
     return OrbitIndex(index, spec.nprobe)
 

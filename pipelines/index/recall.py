@@ -25,7 +25,7 @@ CHUNK = 65_536
 
 @dataclass(frozen=True)
 class Recall:
-    """``recall``: mean share of the k nearest that came back; ``num_queries`` it was measured on."""
+    """``recall``: mean share of the k nearest that came back, over ``num_queries``."""
 
     recall: float
     k: int
@@ -89,7 +89,8 @@ def measure_recall(
         # One image alone, or none: there is nothing that could be missed.
         return Recall(1.0, max(k, 0), 0)
     scores, _ = exact_top(vectors, queries, k, own)
-    found = np.array([_without(row, o, k) for row, o in zip(search(queries, k + 1), own, strict=True)])
+    answers = zip(search(queries, k + 1), own, strict=True)
+    found = np.array([_without(rows, mine, k) for rows, mine in answers])
     kept = np.asarray(vectors[np.maximum(found, 0)])
     exact = np.einsum("qkd,qd->qk", kept, queries)
     good = (found >= 0) & (exact >= scores[:, k - 1, None] - TIE)

@@ -223,7 +223,7 @@ def _salted(image_id: int, source: str, key: str, taken: set[int]) -> tuple[int,
         if number not in taken:
             taken.add(number)
             return number, salt
-    raise ArtifactError(f"more than 127 rows of {source} share image_id {image_id}; check the table")
+    raise ArtifactError(f"over 127 rows of {source} share image_id {image_id}; check the table")
 
 
 def _reordered(

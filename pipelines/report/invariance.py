@@ -41,7 +41,7 @@ def audit_sample(
     read: ReadOptions | None = None,
     seed: int = 0,
 ) -> Invariance:
-    """Audit at most ``wanted`` images; a section with ``skipped`` (a plain word) when none can be read."""
+    """Audit at most ``wanted`` images; ``skipped`` says why when none can be read."""
     if not wanted or not len(rows):
         return _skipped("no image to audit" if wanted else "not asked for", embedder)
     sample = spread_sample(rows.table, wanted, seed)
@@ -88,4 +88,5 @@ def _skipped(reason: str, embedder: Embedder) -> Invariance:
 def _promised(embedder: Embedder) -> dict[str, Any]:
     """What the model's own card says of itself, on its training data."""
     card = embedder.card
-    return {name: card.get(name) for name in ("invariance_error", "free_angle_rank1", "error_curve")}
+    names = ("invariance_error", "free_angle_rank1", "error_curve")
+    return {name: card.get(name) for name in names}
