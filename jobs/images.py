@@ -52,7 +52,4 @@ def read_images(names: Sequence[str]) -> Iterator[NDArray[Any]]:
             yield decode(read_bytes(name))
         except Rejected as error:
             where = "standard input" if name == STDIN else f"'{name}'"
-            raise Refused(
-                f"{where} is not an image that can be read ({error}): "
-                "expected PNG, JPEG, TIFF, WebP, BMP or GIF"
-            ) from error
+            raise Refused(f"{where} cannot be read: {error}; give an image file") from error

@@ -3,17 +3,17 @@
 from jobs.console import Answer, Json, run_alone, verb
 from jobs.flags import Store
 from jobs.progress import progress
-from jobs.publications import PublishFlags, publish_newest
+from jobs.publications import Force, PublishFlags, publish_newest
 
 
 @verb("orbit index s3://bucket/store")
-def index(store: Store, flags: PublishFlags, as_json: Json = False) -> Answer:
+def index(store: Store, flags: PublishFlags, force: Force = False, as_json: Json = False) -> Answer:
     """Publish index, clusters and report of the newest embeddings; the last stage of `orbit run`.
 
     With nothing new it does nothing, and says so.
     """
     with progress() as show:
-        published = publish_newest(store, flags, show)
+        published = publish_newest(store, flags, force, show)
     facts = published.facts
     lines = [
         f"live     publication {facts['id']}, {facts['num_embedded']:,} images, "

@@ -1,11 +1,17 @@
 """What `orbit index` and `orbit report` share: a publication of the newest embeddings."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from jobs.progress import Progress
+
+if TYPE_CHECKING:
+    from pipelines.publication import PublishOptions
+
+
+Force = Annotated[bool, typer.Option("--force", help="publish again although nothing is new")]
 
 
 @dataclass(frozen=True)
@@ -21,9 +27,17 @@ class PublishFlags:
     allow_low_recall: Annotated[
         bool, typer.Option("--allow-low-recall", help="publish although it does not")
     ] = False
-    force: Annotated[
-        bool, typer.Option("--force", help="publish again although nothing is new")
-    ] = False
+
+    def options(self, force: bool = False) -> "PublishOptions":
+        """As the pipelines take them."""
+        from pipelines.publication import PublishOptions
+
+        return PublishOptions(
+            clusters=self.clusters,
+            recall=self.recall,
+            allow_low_recall=self.allow_low_recall,
+            force=force,
+        )
 
 
 @dataclass(frozen=True)
@@ -34,19 +48,13 @@ class Published:
     new: bool
 
 
-def publish_newest(url: str, flags: PublishFlags, show: Progress) -> Published:
+def publish_newest(url: str, flags: PublishFlags, force: bool, show: Progress) -> Published:
     """Publish the newest embeddings of a store unless they are live. StoreError if it is none."""
     from pipelines import open_store
-    from pipelines.publication import PublishOptions, publish
+    from pipelines.publication import publish
     from pipelines.store import describe
 
     store = open_store(url)
     before = [row.id for row in store.publications()]
-    options = PublishOptions(
-        clusters=flags.clusters,
-        recall=flags.recall,
-        allow_low_recall=flags.allow_low_recall,
-        force=flags.force,
-    )
-    row = publish(store.folder, store.model_id, options, show)
+    row = publish(store.folder, store.model_id, flags.options(force), show)
     return Published(describe(row, store.url), row.id not in before)

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from numpy.typing import NDArray
 
-from eqmodel.errors import Refused
+from eqmodel.errors import ChannelError, Refused
 from jobs.console import Answer, Json, run_alone, verb
-from jobs.images import check_named, read_images
+from jobs.images import STDIN, check_named, read_images
 from jobs.table import table
 
 if TYPE_CHECKING:
@@ -25,11 +26,24 @@ def search(
     found: list[tuple[str, list[Hit]]] = []
     for start in range(0, len(images), BATCH):
         names = images[start : start + BATCH]
-        hits = searcher.search(list(read_images(names)), k, align=align)
+        pixels = list(read_images(names))
+        check_channels(searcher, names, pixels)
+        hits = searcher.search(pixels, k, align=align)
         found.extend(zip(names, hits, strict=True))
     if keys:
         found.extend(zip(keys, searcher.search_keys(list(keys), k, align=align), strict=True))
     return found
+
+
+def check_channels(
+    searcher: "Searcher", names: Sequence[str], images: Sequence[NDArray[Any]]
+) -> None:
+    """ChannelError that names the image which does not fit the store's model."""
+    for name, image in zip(names, images, strict=True):
+        try:
+            searcher.embedder.accepts(image)
+        except ChannelError as error:
+            raise ChannelError(f"'{name}': {error}") from error
 
 
 def as_document(found: "Sequence[tuple[str, list[Hit]]]") -> dict[str, Any]:
@@ -78,11 +92,14 @@ def draw(
     images: Sequence[str],
     found: "Sequence[tuple[str, list[Hit]]]",
 ) -> None:
-    """Write the contact sheet of all queries."""
-    from pipelines.sheet import write_sheet
+    """Write the contact sheet: a row per query; one asked by key has no picture of its own."""
+    from pipelines.sheet import MAX_ROWS, write_sheet
 
-    pictures = list(read_images(images))
-    write_sheet(path, [(p, hits) for p, (_, hits) in zip(pictures, found, strict=False)])
+    shown = [name for name in images if name != STDIN][:MAX_ROWS]
+    pictures = dict(zip(shown, read_images(shown), strict=True))
+    rows = [(pictures.get(query), hits) for query, hits in found]
+    hits = [hit for _, answers in rows[:MAX_ROWS] for hit in answers]
+    write_sheet(path, rows, searcher.thumbnails(hits))
 
 
 @verb("orbit query STORE photo.png")

@@ -8,13 +8,14 @@ import typer
 from jobs.console import Answer, Json, run_alone, verb
 from jobs.flags import Store
 from jobs.progress import progress
-from jobs.publications import PublishFlags, publish_newest
+from jobs.publications import Force, PublishFlags, publish_newest
 
 
 @verb("orbit report s3://bucket/store --out report.html")
 def report(
     store: Store,
     flags: PublishFlags,
+    force: Force = False,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="copy the HTML page to this file")
     ] = None,
@@ -26,7 +27,7 @@ def report(
     clusters are made with it.
     """
     with progress() as show:
-        published = publish_newest(store, flags, show)
+        published = publish_newest(store, flags, force, show)
     facts = dict(published.facts)
     if out is not None:
         from pipelines.storage import Folder

@@ -2,13 +2,16 @@
 
 import io
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
+from jobs.sample import FOLDER
 
 
 @dataclass(frozen=True)
@@ -53,3 +56,34 @@ def snapshot(folder: Path) -> dict[str, bytes]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+SHIPPED = "d4-28-grey"
+
+
+@pytest.fixture(scope="session")
+def bucket(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """INPUT of the session's store: one shard of the sample, 400 images."""
+    folder = tmp_path_factory.mktemp("bucket")
+    shutil.copy2(FOLDER / "clothes-0.tar", folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def store(bucket: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store that `orbit run` made of it, for tests that only read."""
+    from pipelines.batch import run_input
+    from pipelines.config import EmbedSettings
+
+    folder = tmp_path_factory.mktemp("stores") / "store"
+    summary = run_input(EmbedSettings(str(bucket), SHIPPED, str(folder)))
+    assert summary.failure is None
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache of artifacts for this session alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
