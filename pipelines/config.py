@@ -12,6 +12,7 @@ from types import UnionType
 from typing import Any, get_args, get_type_hints
 
 from pipelines.errors import SettingsError
+from pipelines.layout import WorkerFlags
 
 DEFAULT_BUCKETS = 1024
 
@@ -53,6 +54,7 @@ class EmbedSettings:
             _at_least(name, getattr(self, name), 1)
         for name in ("deadline_s", "commit_every_s"):
             _at_least(name, getattr(self, name), 0.1)
+        WorkerFlags.parse(self.workers, self.cpus_per_worker, self.gpus_per_worker)
         for name in ("thumbnail_share", "max_reject_share"):
             value = getattr(self, name)
             if not 0 <= value <= 1:
@@ -89,7 +91,11 @@ def settings_from(
         if field.default is dataclasses.MISSING and field.name not in found
     ]
     if missing:
-        raise SettingsError(f"{', '.join(missing)} not given; expected as an argument or a flag")
+        spelled = {"input": "INPUT", "model": "--model", "store": "--out"}
+        raise SettingsError(
+            f"missing {', '.join(spelled[name] for name in missing)}, expected for example: "
+            "orbit run s3://bucket/images --model d4-28-grey --out s3://bucket/store"
+        )
     return EmbedSettings(**found)
 
 
