@@ -14,7 +14,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 @dataclass(frozen=True)
 class Failure:
-    """``retry``: an attempt of its shard; ``replan``: the object changed; ``fatal``: end the run."""
+    """``retry``: an attempt of its shard; ``replan``: the object changed; ``fatal``: stop."""
 
     action: Literal["retry", "replan", "fatal"]
     message: str

@@ -127,7 +127,7 @@ class Preparer:
 
 def fill(rows: Sequence[Row], embeddings: NDArray[np.float32], poses: NDArray[np.int8]) -> None:
     """Write embeddings (B, d) and pose codes (B, |G| * 8) into their rows; reject non-numbers."""
-    finite: NDArray[np.bool_] = np.isfinite(embeddings).all(axis=1)
+    finite = np.asarray(np.isfinite(embeddings).all(axis=1))
     norms = np.linalg.norm(np.where(finite[:, None], embeddings, 0.0), axis=1)
     for index, row in enumerate(rows):
         if not finite[index]:

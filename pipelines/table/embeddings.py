@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as pads
 
 from pipelines.errors import ConflictError, FormatError, TableError
 from pipelines.shards import Shard
@@ -22,6 +23,8 @@ from pipelines.table.records import (
     Receipt,
     TableIdentity,
 )
+
+_NO_MARKERS = pc.field("digest").is_valid()
 
 
 class EmbeddingTable:
@@ -137,9 +140,9 @@ class EmbeddingTable:
         sources: Collection[str] | None = None,
         include_markers: bool = False,
     ) -> pa.Table:
-        """The rows as one Arrow table; marker rows (``!``) only when asked for."""
-        chosen = _filter(sources, include_markers)
-        return self._log.dataset().to_table(columns=_listed(columns), filter=chosen)
+        """The rows as one Arrow table, by source; marker rows (``!``) only when asked for."""
+        chosen = None if include_markers else _NO_MARKERS
+        return self._dataset(sources).to_table(columns=_listed(columns), filter=chosen)
 
     def batches(
         self,
@@ -149,11 +152,15 @@ class EmbeddingTable:
         batch_size: int = 16384,
     ) -> Iterator[pa.RecordBatch]:
         """The rows piece by piece, in bounded memory."""
-        chosen = _filter(sources, include_markers)
-        scan = self._log.dataset().to_batches(
+        chosen = None if include_markers else _NO_MARKERS
+        scan = self._dataset(sources).to_batches(
             columns=_listed(columns), filter=chosen, batch_size=batch_size
         )
         return (batch for batch in scan if batch.num_rows)
+
+    def _dataset(self, sources: Collection[str] | None) -> pads.Dataset:
+        wanted = sorted(self._known if sources is None else self._known.keys() & set(sources))
+        return self._log.dataset([self._known[source].path for source in wanted], SCHEMA)
 
     def _change(self, receipts: Sequence[Receipt], vanished: Collection[str]) -> Change | None:
         added = [
@@ -258,14 +265,6 @@ def _known_file(receipt: Receipt) -> KnownFile:
 def _path(files: Mapping[str, KnownFile], source: str) -> str | None:
     known = files.get(source)
     return None if known is None else known.path
-
-
-def _filter(sources: Collection[str] | None, include_markers: bool) -> pc.Expression | None:
-    chosen = None if include_markers else pc.field("digest").is_valid()
-    if sources is None:
-        return chosen
-    within = pc.field("source").isin(pa.array(sorted(sources), pa.string()))
-    return within if chosen is None else chosen & within
 
 
 def _listed(columns: Sequence[str] | None) -> list[str] | None:

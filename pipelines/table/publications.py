@@ -92,13 +92,12 @@ class PublicationLog:
 
     def rows(self) -> list[PublicationRow]:
         """Every publication, oldest first."""
-        rows = self._log.dataset().to_table().sort_by("seq").to_pylist()
-        return [_row(row) for row in rows]
+        return self._read([path for _, path in sorted(self._files())])
 
     def live(self) -> PublicationRow | None:
         """The publication that queries use: the highest ``seq``."""
-        rows = self.rows()
-        return rows[-1] if rows else None
+        files = self._files()
+        return self._read([max(files)[1]])[0] if files else None
 
     def append(self, row: PublicationRow) -> PublicationRow:
         """Make ``row`` live in one atomic commit; the row with its ``seq`` comes back.
@@ -123,7 +122,21 @@ class PublicationLog:
             local = Path(place, "row.parquet")
             pq.write_table(table, local, compression="zstd")
             entry = self._log.folder.upload(local, f"{row.seq:08d}-{row.id}.parquet")
-        return NewFile(entry.path, entry.size, json.dumps({"numRecords": 1}))
+        bound = {"seq": row.seq}
+        stats = {"numRecords": 1, "minValues": bound, "maxValues": bound, "nullCount": {"seq": 0}}
+        return NewFile(entry.path, entry.size, json.dumps(stats))
+
+    def _files(self) -> list[tuple[int, str]]:
+        """(seq, path) of every row's file, from the log alone."""
+        files = self._log.files()
+        if not files.num_rows:
+            return []
+        return list(
+            zip(files.column("min.seq").to_pylist(), files.column("path").to_pylist(), strict=True)
+        )
+
+    def _read(self, paths: list[str]) -> list[PublicationRow]:
+        return [_row(row) for row in self._log.dataset(paths, _SCHEMA).to_table().to_pylist()]
 
 
 def _row(stored: dict[str, Any]) -> PublicationRow:
