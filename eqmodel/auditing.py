@@ -47,20 +47,21 @@ def audit(embedder: Embedder, images: Sequence[NDArray[Any]], seed: int = 0) -> 
     input.
     """
     group, original = embedder.group, embedder.embed(images)
-    per_element, largest = [], np.zeros(len(images))
-    for g in group.exact:
-        element = group.elements[g]
-        turned = embedder.embed([turn(image, element, group.n) for image in images])
-        errors = np.linalg.norm(turned.astype(np.float64) - original, axis=1)
-        largest = np.maximum(largest, errors)
-        per_element.append(
-            {
-                "angle_degrees": group.degrees(g),
-                "mirror": bool(element[0]),
-                "error": float(errors.max(initial=0.0)),
-            }
-        )
     inputs = embedder.preprocess(images)
+    per_element, largest = [], np.zeros(len(images))
+    for g, element in enumerate(group.elements):
+        exact = g in group.exact
+        if exact:
+            turned = embedder.embed([turn(image, element, group.n) for image in images])
+        else:
+            mirrored = inputs.flip(-1) if element[0] else inputs
+            turned = turned_inputs(embedder, mirrored, torch.full((len(inputs),), group.degrees(g)))
+        errors = np.linalg.norm(turned.astype(np.float64) - original, axis=1)
+        if exact:
+            largest = np.maximum(largest, errors)
+        error = float(errors.max(initial=0.0))
+        pose = {"angle_degrees": group.degrees(g), "mirror": bool(element[0])}
+        per_element.append(pose | {"error": error, "exact": exact})
     generator = torch.Generator().manual_seed(seed)
     angles = torch.rand(len(images), generator=generator) * 360.0
     copies = turned_inputs(embedder, inputs, angles)

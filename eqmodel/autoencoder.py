@@ -1,5 +1,10 @@
 """The equivariant autoencoder: image -> code matrix (order x features) -> image.
 
+For C_n and D_n with n a multiple of 4 beyond 4, the image is turned by each r_j = j 360/n degrees
+below 90 (one interpolation, in a frame that holds all of it), every copy goes through the same p4
+or p4m network, and the codes interleave: V(x)[r_j h] = V_H(r_j^-1 x)[h]. Layers over the group
+axis then mix the copies.
+
 Turning the image by t permutes the rows of its code: V(t x)[g] = V(x)[t^-1 g]. With the group c1
 this is the plain autoencoder that serves as baseline.
 """
@@ -119,13 +124,22 @@ class Autoencoder(nn.Module):
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
+        from eqmodel.copies import CopiesDecoder, CopiesEncoder
         from eqmodel.readouts import EquivariantAttention
 
         self.config, self.group = config, group(config.group)
-        if self.group.n not in (1, 2, 4):
-            raise GroupError(f"the network knows c1, c2, c4, d1, d2 and d4, not {config.group}")
-        self.encoder = Encoder(config, self.group)
-        self.decoder = Decoder(config, self.group)
+        self.encoder: nn.Module
+        self.decoder: nn.Module
+        if self.group.n in (1, 2, 4):
+            self.encoder, self.decoder = Encoder(config, self.group), Decoder(config, self.group)
+        elif self.group.n % 4 == 0:
+            self.encoder = CopiesEncoder(config, self.group)
+            self.decoder = CopiesDecoder(config, self.group)
+        else:
+            raise GroupError(
+                f"{config.group} has no quarter turns; use c1, c4, d4, "
+                "or n a multiple of 4 such as d12"
+            )
         self.attention: EquivariantAttention | None = None
         if config.readout == "attention":
             self.attention = EquivariantAttention(self.group, config.features, config.attention_dim)

@@ -20,7 +20,7 @@ from eqmodel import checkpoint
 from eqmodel.actions import best_pose
 from eqmodel.autoencoder import Autoencoder, AutoencoderConfig
 from eqmodel.errors import CheckpointError, Refused
-from eqmodel.frozen import FrozenEncoder
+from eqmodel.frozen import frozen
 from eqmodel.groups import FiniteGroup
 from eqmodel.preprocess import PreprocessSpec, check_channels, preprocess
 from eqmodel.projection import Projection
@@ -51,7 +51,7 @@ class Embedder:
             pose,
         )
         self.group: FiniteGroup = model.group
-        self.frozen = FrozenEncoder(model.encoder).eval()
+        self.frozen = frozen(model.encoder)
         self.device = "cpu"
         self.dim = int(projection.matrix.shape[1])
         self.image_size, self.channels = spec.image_size, spec.channels

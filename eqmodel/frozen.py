@@ -6,11 +6,14 @@ left to do at inference. Equal to the eager encoder in evaluation mode, by test.
 
 from __future__ import annotations
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eqmodel.autoencoder import Encoder
+from eqmodel.copies import CopiesEncoder
 from eqmodel.layers import FieldNorm
 
 
@@ -57,6 +60,17 @@ class FrozenEncoder(nn.Module):
         codes = x.permute(0, 2, 3, 1).flatten(1) @ self.get_buffer("last")
         out: Tensor = codes.unflatten(1, (-1, self.order)).transpose(1, 2)
         return out
+
+
+def frozen(encoder: nn.Module) -> nn.Module:
+    """The inference form of an encoder of either kind; the original is left as it is."""
+    if isinstance(encoder, CopiesEncoder):
+        inference = copy.deepcopy(encoder)
+        inference.base = FrozenEncoder(inference.base)  # type: ignore[arg-type]
+        return inference.eval()
+    if not isinstance(encoder, Encoder):
+        raise TypeError(f"{type(encoder).__name__} is not an encoder")
+    return FrozenEncoder(encoder).eval()
 
 
 def channels_last(x: Tensor) -> Tensor:

@@ -106,5 +106,5 @@ def group(name: str) -> FiniteGroup:
     """
     match = re.fullmatch(r"([cd])([1-9][0-9]?)", name.lower())
     if match is None:
-        raise GroupError(f"'{name}' is not a group; use c1, c4 or d4")
+        raise GroupError(f"'{name}' is not a group; use c1, c4, d4, c12 or d12")
     return FiniteGroup(int(match[2]), match[1] == "d")

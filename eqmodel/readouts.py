@@ -16,7 +16,7 @@ from eqmodel.errors import Refused
 from eqmodel.groups import FiniteGroup
 from eqmodel.layers import GroupLinear
 
-READOUTS = ("mean", "max", "gram", "attention")
+READOUTS = ("mean", "max", "rms", "gram", "attention")
 
 
 def mean(codes: Tensor, group: FiniteGroup) -> Tensor:
@@ -27,6 +27,13 @@ def mean(codes: Tensor, group: FiniteGroup) -> Tensor:
 def maximum(codes: Tensor, group: FiniteGroup) -> Tensor:
     """(B, order, m) -> (B, m): the largest of each column."""
     return codes.amax(1)
+
+
+def root_mean_square(codes: Tensor, group: FiniteGroup) -> Tensor:
+    """(B, order, m) -> (B, m): the square root of the diagonal of the Gram matrix over the
+    order.
+    """
+    return codes.square().mean(1).clamp_min(1e-12).sqrt()
 
 
 def representatives(group: FiniteGroup) -> list[int]:
@@ -99,7 +106,7 @@ def readout(
                 "readout attention needs a head trained with it; train with --readout attention"
             )
         return lambda codes: attention(codes)[0]
-    functions = {"mean": mean, "max": maximum, "gram": gram}
+    functions = {"mean": mean, "max": maximum, "rms": root_mean_square, "gram": gram}
     if name not in functions:
         raise Refused(f"'{name}' is not a readout; use one of {', '.join(READOUTS)}")
     return lambda codes: functions[name](codes, group)

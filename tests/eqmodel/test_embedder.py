@@ -15,7 +15,7 @@ from eqmodel import Embedder, audit, checkpoint
 from eqmodel.actions import turn
 from eqmodel.errors import CheckpointError
 
-READOUTS = ["mean", "max", "gram", "attention"]
+READOUTS = ["mean", "max", "rms", "gram", "attention"]
 
 
 def largest_error(embedder: Embedder, images: list[np.ndarray]) -> float:
@@ -60,6 +60,18 @@ def test_group_c4_does_not_see_mirrors_as_equal(
     assert largest_error(embedder, images) <= 1e-5
     mirrored = embedder.embed([x[:, ::-1] for x in images])
     assert np.linalg.norm(mirrored - embedder.embed(images), axis=1).mean() > 0.05
+
+
+def test_d12_promises_quarter_turns_and_reports_the_rest(
+    clothes: list[np.ndarray], train_small: Callable[..., Path], tmp_path: Path
+) -> None:
+    embedder = Embedder.load(train_small(clothes[:64], tmp_path / "model", group="d12"))
+    assert largest_error(embedder, clothes[:40]) <= 1e-5
+    found = audit(embedder, clothes[:40])
+    assert len(found.per_element) == 24
+    for element in found.per_element:
+        assert (element["error"] <= 1e-5) == element["exact"]
+    assert found.invariance_error <= 1e-5
 
 
 def test_align_gives_the_turn(small_checkpoint: Path, clothes: list[np.ndarray]) -> None:
