@@ -74,9 +74,11 @@ def store(bucket: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store that `orbit run` made of it, for tests that only read."""
     from pipelines.batch import run_input
     from pipelines.config import EmbedSettings
+    from pipelines.publication import PublishOptions
 
     folder = tmp_path_factory.mktemp("stores") / "store"
-    summary = run_input(EmbedSettings(str(bucket), SHIPPED, str(folder)))
+    options = PublishOptions(clusters=5, audit_images=16, map_points=100)
+    summary = run_input(EmbedSettings(str(bucket), SHIPPED, str(folder)), options)
     assert summary.failure is None
     return folder
 
