@@ -1,0 +1,172 @@
+"""The rules behind the pool, without Ray: layout, dispatch, failures, efficiency."""
+
+import errno
+
+import pytest
+
+from eqmodel.errors import CheckpointError
+from pipelines.dispatch import Dispatch
+from pipelines.efficiency import Demand, Rates, ideal, ratio
+from pipelines.errors import AccessDenied, ObjectChanged, ObjectMissing, SettingsError, StorageError
+from pipelines.failures import failure_of
+from pipelines.layout import Layout, WorkerFlags, lay_out
+from pipelines.shards import Shard
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "shards", "flags", "expected"),
+    [
+        # One CPU for each worker, two workers on two cores.
+        (2, 0, 5, (None, None, None), Layout(2, 1.0, 0.0, 1, 2.0, 0.0)),
+        # Never more workers than shards; the CPUs are shared out.
+        (16, 0, 3, (None, None, None), Layout(3, 5.0, 0.0, 5, 16.0, 0.0)),
+        (2, 0, 1, (None, None, None), Layout(1, 2.0, 0.0, 2, 2.0, 0.0)),
+        # One GPU for each worker where there are GPUs, all CPUs to decode.
+        (16, 4, 100, (None, None, None), Layout(4, 4.0, 1.0, 4, 16.0, 4.0)),
+        (2, 8, 100, (None, None, None), Layout(2, 1.0, 1.0, 1, 2.0, 2.0)),
+        (16, 1, 100, (None, None, 0.5), Layout(2, 8.0, 0.5, 8, 16.0, 1.0)),
+        (16, 1, 100, (None, None, 0.0), Layout(16, 1.0, 0.0, 1, 16.0, 0.0)),
+        # Flags; what was not asked for does not count as capacity.
+        (16, 0, 100, ("4", None, None), Layout(4, 4.0, 0.0, 4, 16.0, 0.0)),
+        (16, 0, 100, ("4", 2.0, None), Layout(4, 2.0, 0.0, 2, 8.0, 0.0)),
+        (16, 0, 100, ("1:8", 4.0, None), Layout(4, 4.0, 0.0, 4, 16.0, 0.0)),
+        # A cluster may grow to the minimum.
+        (2, 0, 100, ("8", 1.0, None), Layout(8, 1.0, 0.0, 1, 2.0, 0.0)),
+        (1, 0, 100, (None, None, None), Layout(1, 1.0, 0.0, 1, 1.0, 0.0)),
+    ],
+)
+def test_the_layout_follows_what_is_there_and_what_was_asked(
+    cpus: float, gpus: float, shards: int, flags: tuple[str | None, float | None, float | None],
+    expected: Layout,
+) -> None:  # fmt: skip
+    assert lay_out(cpus, gpus, shards, WorkerFlags.parse(*flags)) == expected
+
+
+def test_a_worker_with_a_gpu_encodes_there() -> None:
+    flags = WorkerFlags()
+    assert lay_out(8, 2, 10, flags).device == "cuda"
+    assert lay_out(8, 0, 10, flags).device == "cpu"
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "3:2", "a", "1:", ":", "1:x", "2.5"])
+def test_workers_that_are_no_range_are_refused(text: str) -> None:
+    if text == "1:":
+        assert WorkerFlags.parse(text).max_workers == 1
+        return
+    with pytest.raises(SettingsError, match="expected MIN or MIN:MAX"):
+        WorkerFlags.parse(text)
+
+
+def dispatch(*sizes: int, max_attempts: int = 4) -> Dispatch:
+    shards = [(Shard(f"s{n}", "e", size, "tar"), None) for n, size in enumerate(sizes)]
+    return Dispatch(shards, run="r", max_attempts=max_attempts, batch_size=256)
+
+
+def test_large_shards_go_first_and_all_are_handed_out_once() -> None:
+    work = dispatch(1, 3, 2)
+    sources = []
+    while (item := work.next(0.0)) is not None:
+        sources.append(item.shard.source)
+    assert sources == ["s1", "s2", "s0"]
+    assert not work.finished
+    for source in sources:
+        work.finish(source)
+    assert work.finished
+    assert work.done == set(sources)
+
+
+def test_an_attempt_is_a_raised_error_and_comes_back_after_a_pause() -> None:
+    work = dispatch(1, max_attempts=3)
+    now = 0.0
+    for attempt in (1, 2, 3):
+        item = work.next(now)
+        assert item is not None
+        assert item.attempt == attempt
+        work.fail("s0", "broken", now)
+        assert work.next(now) is None
+        now += 60
+    assert work.finished
+    assert work.failures == {"s0": "broken (3 attempts)"}
+    assert work.next(now) is None
+
+
+def test_deaths_are_no_attempts_but_two_lead_to_quarantine() -> None:
+    work = dispatch(1, max_attempts=2)
+    sizes = []
+    for _ in range(2):
+        item = work.next(0.0)
+        assert item is not None
+        assert not item.quarantine
+        sizes.append(item.batch_size)
+        work.die("s0", 0.0)
+    assert sizes == [256, 128]
+    for now in (0.0, 60.0):
+        item = work.next(now)
+        assert item is not None
+        assert item.quarantine
+        assert item.batch_size == 64
+        work.die("s0", now)
+    assert work.failures == {"s0": "its worker died in quarantine (2 attempts)"}
+
+
+def test_what_goes_back_unharmed_is_next_and_never_uses_a_name_twice() -> None:
+    work = dispatch(2, 1)
+    first = work.next(0.0)
+    assert first is not None
+    work.give_back("s0")
+    again = work.next(0.0)
+    assert again is not None
+    assert (again.shard.source, again.attempt) == ("s0", 2)
+    assert first.attempt == 1
+
+
+def test_what_another_writer_did_is_not_handed_out() -> None:
+    work = dispatch(3, 2, 1)
+    work.next(0.0)
+    work.drop({"s0", "s2"})
+    assert work.pending == 1
+    assert work.done == {"s2"}
+    work.changed("s0")
+    assert work.replan == {"s0"}
+
+
+@pytest.mark.parametrize(
+    ("error", "action", "exit_code"),
+    [
+        (ObjectChanged("x"), "replan", 1),
+        (ObjectMissing("x"), "replan", 1),
+        (AccessDenied("x"), "fatal", 1),
+        (CheckpointError("x"), "fatal", 2),
+        (OSError(errno.ENOSPC, "No space left"), "fatal", 1),
+        (OSError(errno.EIO, "I/O"), "retry", 1),
+        (StorageError("x"), "retry", 1),
+        (MemoryError(), "retry", 1),
+        (KeyError("x"), "retry", 1),
+    ],
+)
+def test_an_error_means_again_or_otherwise_or_the_end(
+    error: Exception, action: str, exit_code: int
+) -> None:
+    failure = failure_of(error)
+    assert (failure.action, failure.exit_code) == (action, exit_code)
+    assert failure.message
+    assert "\n" not in failure.message
+
+
+def test_the_ideal_is_set_by_the_scarcest_resource() -> None:
+    rates = Rates(0.001, 0.001, 0.002, False, 1e6, 100)
+    demand = Demand(num_encoded=1000, in_bytes=100, cores=2, gpus=0, workers=2)
+    found = ideal(rates, demand)
+    assert (found.ideal_s, found.limit) == (pytest.approx(2.0), "cpu")
+    slow = ideal(rates, Demand(1000, 10_000_000, 2, 0, 2))
+    assert (slow.ideal_s, slow.limit) == (pytest.approx(5.0), "network")
+    on_gpu = Rates(0.001, 0.001, 0.004, True, None, 100)
+    assert ideal(on_gpu, Demand(1000, 1, 2, 1, 2)).limit == "gpu"
+    assert ideal(on_gpu, Demand(1000, 1, 2, 1, 2)).ideal_s == pytest.approx(4.0)
+    assert ideal(on_gpu, Demand(1000, 1, 0.5, 8, 8)).limit == "cpu"
+
+
+def test_efficiency_is_ideal_over_actual() -> None:
+    assert ratio(1.0, 4.0) == 0.25
+    assert ratio(None, 4.0) is None
+    assert ratio(1.0, 0.0) is None
