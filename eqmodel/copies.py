@@ -102,7 +102,8 @@ class TurnedCopies(nn.Module):
         matrix = turning_matrix(self.frame, degrees).to(images.device, exact.dtype)
         with torch.autocast(images.device.type, enabled=False):
             flat = exact.flatten(-2).flatten(0, -2)
-            return torch.sparse.mm(matrix, flat.T).T.reshape(images.shape)
+            turned: Tensor = torch.sparse.mm(matrix, flat.T).T.reshape(images.shape)
+        return turned
 
     def forward(self, images: Tensor) -> Tensor:
         background = border_background(images)
