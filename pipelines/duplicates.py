@@ -246,10 +246,8 @@ def report_section(found: Duplicates, rows: Rows, max_groups: int = 10_000) -> d
     """The ``duplicates`` section of report.json."""
     ids = rows.ids
     shown = found.groups[:max_groups]
-    named = {m.row: (m.pose, m.agreement) for group in shown for m in group.members}
-    records = dict(
-        zip(named, rows.table.select(["source", "key"]).take(list(named)).to_pylist(), strict=True)
-    )
+    named = list(dict.fromkeys(member.row for group in shown for member in group.members))
+    records = dict(zip(named, rows.records(named, ["source", "key"]), strict=True))
     sizes = [len(group.members) for group in found.groups]
     return {
         "num_groups": len(found.groups),

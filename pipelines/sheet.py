@@ -28,7 +28,7 @@ ACCENT: Colour = (47, 95, 168)
 SCALE = 2  # drawn at twice the size, so that type is crisp on today's screens
 MARGIN, GAP, CORNER = 32 * SCALE, 14 * SCALE, 7 * SCALE
 QUERY, HIT, CAPTION, GUTTER = 132 * SCALE, 104 * SCALE, 64 * SCALE, 34 * SCALE
-COLUMNS, MAX_ROWS = 10, 60
+COLUMNS, MAX_ROWS, MAX_PIXELS = 10, 60, 60_000_000
 
 
 def write_sheet(
@@ -42,12 +42,13 @@ def write_sheet(
 
     queries: (pixels (H, W) or (H, W, C), or a picture, or None; hits). thumbnails: by image_id, as
     ``Searcher.thumbnails`` gives them. With ``turn`` a hit that has a pose is shown as g(hit).
-    At most 60 queries are drawn, and the sheet says so.
+    What is past 60 queries or 60 megapixels is not drawn, and the sheet says so.
     """
-    shown = queries[:MAX_ROWS]
-    columns = min(COLUMNS, max((len(hits) for _, hits in shown), default=1) or 1)
-    heights = [_row_height(len(hits), columns) for _, hits in shown]
+    columns = min(COLUMNS, max((len(hits) for _, hits in queries), default=1) or 1)
     width = 2 * MARGIN + QUERY + GUTTER + columns * HIT + (columns - 1) * GAP
+    counts = [len(hits) for _, hits in queries[:MAX_ROWS]]
+    heights = _heights(counts, columns, MAX_PIXELS // width)
+    shown = queries[: len(heights)]
     left_out = len(queries) - len(shown)
     height = 2 * MARGIN + sum(heights) + GAP * max(0, len(shown) - 1)
     height += 24 * SCALE if left_out else 0
@@ -63,8 +64,19 @@ def write_sheet(
         words = f"and {left_out} more quer{'y' if left_out == 1 else 'ies'}, not drawn"
         pen.text(MARGIN, height - MARGIN - 8 * SCALE, words, 13, QUIET, width)
     buffer = io.BytesIO()
-    sheet.save(buffer, "PNG", optimize=True)
+    sheet.save(buffer, "PNG")
     Path(path).write_bytes(buffer.getvalue())
+
+
+def _heights(nums_hits: Sequence[int], columns: int, room: int) -> list[int]:
+    """The heights of as many rows as there is room for; the first is always drawn."""
+    heights: list[int] = []
+    for num_hits in nums_hits:
+        tall = _row_height(num_hits, columns)
+        if heights and sum(heights) + tall + GAP * (len(heights) + 2) + 2 * MARGIN > room:
+            break
+        heights.append(tall)
+    return heights
 
 
 def _row_height(num_hits: int, columns: int) -> int:

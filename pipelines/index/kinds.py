@@ -278,6 +278,7 @@ def kmeans(
         seed=seed,
         min_points_per_centroid=1,
         max_points_per_centroid=4096,
+        init_method=faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS,
     )
     algorithm.train(np.ascontiguousarray(vectors, np.float32), init_centroids=start)
     centroids: Vectors = algorithm.centroids

@@ -1,6 +1,6 @@
 """The report: what the collection holds, as one HTML page and as the same facts in JSON."""
 
-from pipelines.report.facts import FORMAT_VERSION, build_document
+from pipelines.report.facts import FORMAT_VERSION, THROUGHPUT, build_document
 from pipelines.report.findings import Findings, Rejected, read_rejects
 from pipelines.report.invariance import Invariance, audit_sample
 from pipelines.report.map import CollectionMap, draw_map
@@ -8,6 +8,7 @@ from pipelines.report.page import render_page
 
 __all__ = [
     "FORMAT_VERSION",
+    "THROUGHPUT",
     "CollectionMap",
     "Findings",
     "Invariance",

@@ -17,7 +17,7 @@ from pipelines.report.findings import Findings
 FORMAT_VERSION = 1
 NEAREST, FARTHEST, OUTLIERS, LABELS = 18, 6, 24, 200
 _VERSIONS = ("torch", "ray", "faiss-cpu", "faiss-gpu", "deltalake", "pyarrow", "numpy")
-_THROUGHPUT = (
+THROUGHPUT = (
     "images_per_s",
     "efficiency",
     "efficiency_total",
@@ -110,8 +110,8 @@ def _spread(column: Any) -> dict[str, int] | None:
 
 
 def _named(found: Findings, rows: NDArray[np.int64] | list[int]) -> list[dict[str, Any]]:
-    taken = found.rows.table.select(["source", "key", "image_id", "label"]).take(list(rows))
-    return [record | {"image_id": str(record["image_id"])} for record in taken.to_pylist()]
+    taken = found.rows.records(rows, ["source", "key", "image_id", "label"])
+    return [record | {"image_id": str(record["image_id"])} for record in taken]
 
 
 def _clusters(found: Findings) -> dict[str, Any]:
@@ -196,6 +196,6 @@ def _recall(found: Findings) -> dict[str, Any]:
 
 
 def _efficiency(run: Mapping[str, Any]) -> dict[str, Any]:
-    section = {name: run.get(name) for name in _THROUGHPUT}
+    section = {name: run.get(name) for name in THROUGHPUT}
     measured = section["images_per_s"] is not None
     return section | {"skipped": None if measured else "no image was encoded by this run"}

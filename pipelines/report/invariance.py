@@ -46,7 +46,7 @@ def audit_sample(
         return _skipped("no image to audit" if wanted else "not asked for", embedder)
     sample = spread_sample(rows.table, wanted, seed)
     names = ["source", "source_etag", "item_etag", "key", "offset", "length"]
-    records = dict(zip(sample, rows.table.select(names).take(sample).to_pylist(), strict=True))
+    records = dict(zip(sample, rows.records(sample, names), strict=True))
     try:
         found = read_originals(identity.input_url, records, read, identity.buckets)
     except (OrbitError, OSError) as error:
@@ -69,11 +69,8 @@ def _audited(
     worst = tuple((numbers[i], images[i]) for i in section.pop("worst"))
     stored = np.asarray(rows.vectors[numbers])
     drift = np.linalg.norm(embedder.embed(images) - stored, axis=1)
-    names = rows.table.select(["source", "key", "image_id"])
-    section["worst"] = [
-        record | {"image_id": str(record["image_id"])}
-        for record in names.take([row for row, _ in worst]).to_pylist()
-    ]
+    named = rows.records([row for row, _ in worst], ["source", "key", "image_id"])
+    section["worst"] = [record | {"image_id": str(record["image_id"])} for record in named]
     section["stored_error"] = float(drift.max())
     section["num_differ_from_stored"] = int((drift > CHANGED).sum())
     angles = torch.from_numpy(np.random.default_rng(seed + 1).uniform(0, 360, len(images)))

@@ -11,6 +11,7 @@ from importlib.resources import files
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
@@ -134,7 +135,7 @@ def _map(found: Findings) -> dict[str, Any] | None:
     shown = found.map.shown
     if not found.map.layouts:
         return None
-    rows = found.rows.table.take(shown)
+    rows = found.rows.table.take(pa.array(shown))
     ids = rows["image_id"].to_pylist()
     thumbnails = found.thumbnails(ids)
     sprites = pack([open_picture(thumbnails.get(i)) for i in ids], SPRITE_SIDE)
