@@ -20,7 +20,7 @@ ifeq ($(filter cpu gpu,$(FAISS)),)
 $(error FAISS=$(FAISS): expected cpu or gpu)
 endif
 
-.PHONY: help setup demo test check test-unit lint types imports bench sample clean
+.PHONY: help setup demo test check test-unit lint types imports bench sample checkpoint clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -64,6 +64,11 @@ bench: $(READY)  ## the benchmarks in tests/bench, one after another
 
 sample: $(READY)  ## make jobs/sample again from Fashion-MNIST (DATA=folder with the IDX files, else downloaded)
 	@$(BIN)/python -m jobs.sample.make_sample $(if $(DATA),--from $(DATA))
+
+checkpoint: $(READY)  ## train the shipped model again, about 40 minutes (DATA=folder with the IDX files, else downloaded)
+	@$(BIN)/python -m jobs.datasets mnist fashion-mnist --out build/data $(if $(DATA),--from $(DATA))
+	@$(BIN)/orbit train build/data --out build/d4-28-grey-1 --name d4-28-grey-1 --limit 120000 \
+		--epochs 100 --patience 100 --max-minutes 32 --bfloat16
 
 clean:  ## remove the environment, caches and the demo's output
 	@rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache orbit-demo
