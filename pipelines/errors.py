@@ -19,6 +19,10 @@ class InputError(Refused):
     """An INPUT that is not there, holds no image, or is another than the store's."""
 
 
+class InputMissing(InputError, FileNotFoundError):
+    """An INPUT that is not there."""
+
+
 class StoreError(Refused):
     """A STORE that is not one, or that does not fit what is asked of it."""
 
@@ -78,6 +82,10 @@ class ShardFileError(OrbitError):
 
 class ArtifactError(OrbitError):
     """A published file that is missing, truncated or altered."""
+
+
+class DamagedStoreError(OrbitError):
+    """A store in which something is not what it should be."""
 
 
 class RayError(OrbitError):

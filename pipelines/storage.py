@@ -1,8 +1,8 @@
 """A folder anywhere: local, s3, gs, az, http. The only file that imports fsspec.
 
 Objects are read and written whole, under names relative to the folder. Content identity, per
-scheme: s3 ETag (+ version), gs generation, az etag, local (modification time in ns, size), http
-ETag, else Last-Modified + size, else refused. Nothing is cached: every call asks the storage.
+scheme: s3 and az ETag, gs generation, local (modification time in ns, size), http ETag, else
+Last-Modified + size, else refused. Nothing is cached: every call asks the storage.
 """
 
 from __future__ import annotations
@@ -11,25 +11,28 @@ import contextlib
 import io
 import os
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
-from pipelines.errors import (
-    AccessDenied,
-    ObjectChanged,
-    ObjectMissing,
-    SettingsError,
-    StorageError,
+from pipelines import local_files
+from pipelines.addresses import (
+    SCHEMES,
+    TABLE_SCHEMES,
+    client_options,
+    content_identity,
+    normal_form,
+    s3_endpoint,
 )
+from pipelines.errors import ObjectChanged, ObjectMissing, SettingsError, StorageError
+from pipelines.read_ahead import SequentialReader
+from pipelines.retries import is_missing, one_line, retried
 
-SCHEMES = ("file", "s3", "gs", "az", "abfs", "http", "https", "memory")
-ATTEMPTS = 6  # of one request; waits 0.2, 0.4, ... 3.2 s between them
-BLOCK_BYTES = 8 << 20
-T = TypeVar("T")
+PARALLEL_QUESTIONS = 16
 
 
 @dataclass(frozen=True)
@@ -51,9 +54,8 @@ class Folder:
     """
 
     def __init__(self, url: str) -> None:
-        self.url = normal_form(str(url))
+        self.url = normal_form(str(url), _is_known)
         self.scheme = urlsplit(self.url).scheme if "://" in self.url else "file"
-        self._fs: Any = None
 
     def __reduce__(self) -> tuple[type[Folder], tuple[str]]:
         return Folder, (self.url,)
@@ -66,74 +68,129 @@ class Folder:
         return self.scheme == "file"
 
     @property
-    def fs(self) -> Any:
-        if self._fs is None:
-            self._fs = _filesystem(self.scheme, self.url)
-        return self._fs
+    def is_http(self) -> bool:
+        return self.scheme in ("http", "https")
+
+    @cached_property
+    def _opened(self) -> tuple[Any, str]:
+        return _filesystem(self.scheme, self.url)
 
     @property
-    def _root(self) -> str:
-        return self.url if self.scheme in ("file", "http", "https") else self.url.split("://", 1)[1]
+    def fs(self) -> Any:
+        """The fsspec filesystem of a folder that is not local."""
+        return self._opened[0]
 
     def _full(self, path: str) -> str:
-        return f"{self._root.rstrip('/')}/{path}" if path else self._root
+        root = self._opened[1].rstrip("/")
+        return f"{root}/{path}" if path else root
+
+    def _url(self, path: str) -> str:
+        return f"{self.url}/{path}" if path else self.url
 
     def child(self, relative: str) -> Folder:
         """The folder of that name inside this one."""
-        return Folder(f"{self.url.rstrip('/')}/{relative}")
+        return Folder(f"{self.url}/{relative}")
 
     def entries(self, prefix: str = "") -> list[Entry]:
-        """Every object below ``prefix``, by path; an error is never an empty list."""
-        if self.is_local:
-            return _local_entries(Path(self.url), prefix)
-        root = self._full(prefix)
+        """Every object below ``prefix``, by path; [] if nothing. An error is never an empty list.
 
-        def list_all() -> dict[str, Any]:
+        Local links are followed. Over http: what the pages of the folder link to.
+        """
+        if self.is_local:
+            found = [
+                Entry(path, facts.st_size, local_files.identity(facts))
+                for path, facts in local_files.walk(self.url, prefix)
+            ]
+        else:
+            base = self._full("") + "/"
+            found = [
+                self._entry(name.removeprefix(base), facts)
+                for name, facts in self._listed(self._full(prefix)).items()
+                if name.startswith(base) and not name.endswith("/")
+            ]
+        return sorted(found, key=lambda entry: entry.path)
+
+    def _listed(self, root: str) -> dict[str, dict[str, Any]]:
+        if self.is_http:
+            return self._linked(root)
+
+        def ask() -> dict[str, dict[str, Any]]:
             self.fs.invalidate_cache()
             try:
-                found: dict[str, Any] = self.fs.find(root, detail=True)
-            except FileNotFoundError:
-                return {}
-            return found
+                if self.scheme in SCHEMES:  # one paged listing; these raise what goes wrong
+                    found = self.fs.find(root, detail=True)
+                else:  # find() would leave out what cannot be listed
+                    walked = self.fs.walk(root, detail=True, on_error="raise")
+                    found = {
+                        facts["name"]: facts for *_, files in walked for facts in files.values()
+                    }
+            except FileNotFoundError as error:
+                if is_missing(error):
+                    return {}
+                raise
+            return {name: facts for name, facts in found.items() if facts.get("type") == "file"}
 
-        base = self._root.rstrip("/") + "/"
-        found = [
-            self._entry(name.removeprefix(base), facts)
-            for name, facts in _retried(list_all, self.url).items()
-            if facts.get("type") == "file" and name.startswith(base)
-        ]
-        return sorted(found, key=lambda entry: entry.path)
+        return retried(ask, self.url)
+
+    def _linked(self, root: str) -> dict[str, dict[str, Any]]:
+        """Every file that an http folder links to. A page of links says nothing of their content,
+        so each file is asked for.
+        """
+        page = retried(lambda: self._ask(root), self.url)
+        if page is None or not str(page.get("mimetype", "")).startswith("text/html"):
+            return {}
+
+        def names() -> list[str]:
+            walked = self.fs.walk(root + "/", detail=True, on_error="raise")
+            return [facts["name"] for *_, files in walked for facts in files.values()]
+
+        def facts_of(name: str) -> dict[str, Any] | None:
+            return retried(lambda: self._ask(name), name)
+
+        with ThreadPoolExecutor(PARALLEL_QUESTIONS) as threads:
+            listed = retried(names, self.url)
+            return {n: f for n, f in zip(listed, threads.map(facts_of, listed), strict=True) if f}
 
     def exists(self) -> bool:
         """Whether there is anything under this URL (an object store has no empty folders)."""
         if self.is_local:
             return Path(self.url).exists()
+        if self.is_http:
+            return retried(lambda: self._ask(self._full("")), self.url) is not None
+        if "/" not in self._full(""):  # a bucket: listing it says why it cannot be used
+            return retried(self._bucket_exists, self.url)
+        return retried(lambda: self._ask(self._full("")), self.url) is not None
 
-        def ask() -> bool:
-            self.fs.invalidate_cache()
-            return bool(self.fs.exists(self._root))
-
-        return _retried(ask, self.url)
+    def _bucket_exists(self) -> bool:
+        try:
+            self.fs.ls(self._full(""), detail=True)
+        except FileNotFoundError as error:
+            if is_missing(error):
+                return False
+            raise
+        return True
 
     def stat(self, path: str = "") -> Entry | None:
-        """The object of that name, or None. A local folder is not an object."""
+        """The object of that name, or None. A folder is not an object."""
         if self.is_local:
-            return _local_entry(Path(self.url, path) if path else Path(self.url), path)
+            facts = local_files.facts_of(local_files.native(self.url, path))
+            return facts and Entry(path, facts.st_size, local_files.identity(facts))
+        found = retried(lambda: self._ask(self._full(path)), self._url(path))
+        return None if found is None or found.get("type") != "file" else self._entry(path, found)
 
-        def ask() -> dict[str, Any] | None:
-            self.fs.invalidate_cache()
-            try:
-                facts: dict[str, Any] = self.fs.info(self._full(path))
-            except FileNotFoundError:
+    def _ask(self, full: str) -> dict[str, Any] | None:
+        self.fs.invalidate_cache()
+        try:
+            facts: dict[str, Any] = self.fs.info(full)
+        except FileNotFoundError as error:
+            if is_missing(error):
                 return None
-            return facts
-
-        facts = _retried(ask, self.url)
-        return None if facts is None or facts.get("type") != "file" else self._entry(path, facts)
+            raise
+        return facts
 
     def _entry(self, path: str, facts: dict[str, Any]) -> Entry:
         size = int(facts.get("size") or 0)
-        return Entry(path, size, content_identity(self.scheme, facts, f"{self.url}/{path}"))
+        return Entry(path, size, content_identity(self.scheme, facts, self._url(path)))
 
     def read(
         self,
@@ -143,57 +200,98 @@ class Folder:
         etag: str | None = None,
     ) -> bytes:
         """The object's bytes, or ``length`` of them from ``offset``; ObjectChanged unless it has
-        ``etag``.
+        ``etag``, both before and after for local files, after for others.
         """
-        start = offset or 0
-        end = None if length is None else start + length
-
-        def get() -> bytes:
-            data: bytes = self.fs.cat_file(self._full(path), start=start or None, end=end)
-            if length is not None and len(data) > length:
-                data = data[start : start + length]  # a server that ignores ranges
-            if etag is not None:  # once, afterwards: one request reads one content
-                self._check(path, etag)
+        if self.is_local:
+            file = local_files.native(self.url, path)
+            data, found = local_files.read(file, offset or 0, length)
+            if etag is not None and found != etag:
+                raise _changed(self._url(path))
             return data
+        return retried(lambda: self._get(path, offset or 0, length, etag), self._url(path))
 
-        return _retried(get, f"{self.url}/{path}")
+    def _get(self, path: str, start: int, length: int | None, etag: str | None) -> bytes:
+        end = None if length is None else start + length
+        try:
+            data: bytes = self.fs.cat_file(self._full(path), start=start or None, end=end)
+        except Exception:
+            if etag is not None:  # a range beyond an object that shrank: say that it changed
+                self._check(path, etag)
+            raise
+        if length is not None and len(data) > length:
+            data = data[start : start + length]  # a server that ignores ranges
+        if etag is None:
+            return data
+        size = self._check(path, etag).size  # once, afterwards: one request reads one content
+        want = max(0, size - start) if length is None else min(length, max(0, size - start))
+        if len(data) != want:
+            raise OSError(f"{len(data)} of {want} bytes came")  # a body cut short: tried again
+        return data
 
     @contextlib.contextmanager
     def stream(self, path: str, etag: str | None = None) -> Iterator[BinaryIO]:
-        """The object as a file read from front to end, pinned to ``etag``.
+        """The object as a file read from front to end, pinned to ``etag`` (to what is there, when
+        None).
 
-        A read that meets another content raises ObjectChanged, one that ends early StorageError.
+        It ends only where the object ends: ObjectChanged when another content was met, StorageError
+        when bytes are missing.
         """
         entry = self._check(path, etag)
-        raw: Any
-        if self.is_local:
-            raw = open(Path(self.url, path), "rb", buffering=0)  # noqa: SIM115
-        else:
-            raw = _RangedReader(self, entry)
-        with io.BufferedReader(raw, BLOCK_BYTES if not self.is_local else 1 << 20) as stream:
-            yield stream
-            self._check(path, etag)
+        with contextlib.ExitStack() as stack:
+            raw = stack.enter_context(self._sequential(path, entry, stack))
+            buffered = stack.enter_context(io.BufferedReader(raw, 1 << 18))
+            try:
+                yield buffered
+            except StorageError:
+                self._check(path, entry.etag)
+                raise
+            self._check(path, entry.etag)
+
+    def _sequential(self, path: str, entry: Entry, stack: contextlib.ExitStack) -> SequentialReader:
+        url = self._url(path)
+        file = local_files.native(self.url, path)
+        if self.is_http:  # not every server knows ranges
+            place = stack.enter_context(tempfile.TemporaryDirectory(prefix="orbit-"))
+            file = Path(place, "object")
+            self.download(path, file)
+        if self.is_local or self.is_http:
+            try:
+                descriptor = os.open(file, os.O_RDONLY)
+            except OSError as error:
+                raise local_files.refused(error, file) from error
+            stack.callback(os.close, descriptor)
+            return SequentialReader(
+                lambda at, want: local_files.read_at(descriptor, at, want), entry.size, url
+            )
+
+        def fetch(at: int, want: int) -> bytes:
+            data: bytes = self.fs.cat_file(self._full(path), start=at, end=at + want)
+            return data
+
+        return SequentialReader(fetch, entry.size, url, ahead=True)
 
     def _check(self, path: str, etag: str | None) -> Entry:
         entry = self.stat(path)
         if entry is None:
-            raise ObjectMissing(f"{self.url}/{path} is gone since it was listed; run again")
+            raise ObjectMissing(f"{self._url(path)} is gone since it was listed; run again")
         if etag is not None and entry.etag != etag:
-            raise ObjectChanged(f"{self.url}/{path} has changed since it was listed; run again")
+            raise _changed(self._url(path))
         return entry
 
     def upload(self, local: Path, path: str) -> Entry:
         """Upload a closed local file whole; it is there completely or not at all."""
         size = local.stat().st_size
         if self.is_local:
-            _place_locally(local, Path(self.url, path))
+            local_files.place(local, Path(self.url, path))
+        elif self.is_http:
+            raise SettingsError(f"{self.url} can only be read; choose a local folder or a bucket")
         else:
-            _retried(lambda: self.fs.put_file(str(local), self._full(path)), f"{self.url}/{path}")
+            retried(lambda: self.fs.put_file(str(local), self._full(path)), self._url(path))
         entry = self.stat(path)
         if entry is None or entry.size != size:
             found = "nothing" if entry is None else f"{entry.size} bytes"
             raise StorageError(
-                f"{self.url}/{path}: {size} bytes were written and {found} read back; run again"
+                f"{self._url(path)}: {size} bytes were written and {found} read back; run again"
             )
         return entry
 
@@ -206,209 +304,59 @@ class Folder:
 
     def download(self, path: str, local: Path) -> None:
         """Copy an object to a local file."""
-        _retried(lambda: self.fs.get_file(self._full(path), str(local)), f"{self.url}/{path}")
+        if self.is_local:
+            local_files.place(local_files.native(self.url, path), local)
+        else:
+            retried(lambda: self.fs.get_file(self._full(path), str(local)), self._url(path))
 
     def delete(self, path: str) -> None:
         """Delete an object; one that is not there is no error."""
+        if self.is_local:
+            return local_files.remove(local_files.native(self.url, path))
 
         def remove() -> None:
             with contextlib.suppress(FileNotFoundError):
                 self.fs.rm_file(self._full(path))
 
-        _retried(remove, f"{self.url}/{path}")
+        return retried(remove, self._url(path))
 
     def delta(self) -> tuple[str, dict[str, str]]:
-        """(uri, storage options) by which a Delta table in this folder is opened."""
+        """(uri, storage options) by which a Delta table in this folder is opened.
+
+        Credentials come from the environment, as for every other request.
+        """
+        if self.scheme not in TABLE_SCHEMES:
+            raise SettingsError(
+                f"{self.url}: a STORE cannot lie on {self.scheme}://; use a local folder, "
+                "s3://, gs:// or az://"
+            )
         options: dict[str, str] = {}
-        endpoint = _s3_endpoint()
+        endpoint = s3_endpoint()
         if self.scheme == "s3" and endpoint:
             options["AWS_ENDPOINT_URL"] = endpoint
             if endpoint.startswith("http://"):
                 options["AWS_ALLOW_HTTP"] = "true"
-        uri = self.url.replace("az://", "abfs://") if self.scheme == "az" else self.url
-        return uri, options
+        return self.url, options
 
 
-class _RangedReader(io.RawIOBase):
-    """Sequential reads of one object by ranges, each pinned to the listed content."""
-
-    def __init__(self, folder: Folder, entry: Entry) -> None:
-        self._folder, self._entry, self._at = folder, entry, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        want = min(len(buffer), self._entry.size - self._at)
-        if want <= 0:
-            return 0
-        data = _retried(lambda: self._get(want), f"{self._folder.url}/{self._entry.path}")
-        buffer[: len(data)] = data
-        self._at += len(data)
-        return len(data)
-
-    def _get(self, want: int) -> bytes:
-        path = self._folder._full(self._entry.path)
-        data: bytes = self._folder.fs.cat_file(path, start=self._at, end=self._at + want)
-        if len(data) != want:
-            raise OSError(f"{len(data)} of {want} bytes came")
-        return data
+def _changed(url: str) -> ObjectChanged:
+    return ObjectChanged(f"{url} has changed since it was listed; run again")
 
 
-def normal_form(url: str) -> str:
-    """A URL without trailing slash; a local path becomes absolute. Raises SettingsError."""
-    if not url:
-        raise SettingsError(
-            "an empty path was given; a local path or a URL such as s3://bucket/folder is expected"
-        )
-    scheme = urlsplit(url).scheme if "://" in url else "file"
-    if scheme not in SCHEMES:
-        raise SettingsError(
-            f"'{url}' has the unknown scheme {scheme}://; use a local path or one of "
-            f"{', '.join(f'{s}://' for s in SCHEMES[1:-1])}"
-        )
-    if scheme == "file":
-        return os.path.abspath(os.path.expanduser(url.removeprefix("file://")))
-    return url.rstrip("/")
-
-
-def content_identity(scheme: str, facts: dict[str, Any], url: str) -> str:
-    """What tells one content of an object from another; StorageError where the storage says
-    nothing.
-    """
-    size = facts.get("size")
-    for name in ("ETag", "etag", "generation"):
-        if facts.get(name):
-            version = facts.get("VersionId")
-            tag = str(facts[name]).strip('"')
-            return f"{tag}:{version}" if version and version != "null" else tag
-    for name in ("LastModified", "last-modified", "Last-Modified", "created", "mtime"):
-        if facts.get(name) is not None and size is not None:
-            return f"{facts[name]}-{size}"
-    raise StorageError(
-        f"{url}: the server gives neither an ETag nor a time of change, so a change could not be "
-        "seen; put the images where it does"
-    )
-
-
-def _filesystem(scheme: str, url: str) -> Any:
+def _is_known(scheme: str) -> bool:
     import fsspec
 
-    options: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
-    if scheme == "s3":
-        options |= {
-            "default_block_size": BLOCK_BYTES,
-            "config_kwargs": {
-                "retries": {"max_attempts": 8, "mode": "standard"},
-                "connect_timeout": 10,
-                "read_timeout": 60,
-            },
-        }
-        if endpoint := _s3_endpoint():
-            options["endpoint_url"] = endpoint
-    if scheme == "file":
-        options = {"auto_mkdir": True}
+    layered = {"dir", "zip", "tar", "libarchive", "reference", "filecache", "blockcache",
+               "simplecache", "cached", "data", "memory", "async_wrapper"}  # fmt: skip
+    return scheme in set(fsspec.available_protocols()) - layered
+
+
+def _filesystem(scheme: str, url: str) -> tuple[Any, str]:
+    """An fsspec filesystem and the folder's path in it."""
+    from fsspec.core import url_to_fs
+
     try:
-        return fsspec.filesystem(scheme, **options)
-    except ImportError as error:
-        raise SettingsError(
-            f"{url} needs a package that is not installed: {_one_line(error)}"
-        ) from error
-
-
-def _s3_endpoint() -> str | None:
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-
-
-def _local_entry(full: Path, path: str) -> Entry | None:
-    try:
-        facts = full.stat()
-    except FileNotFoundError:
-        return None
-    except NotADirectoryError:
-        return None
-    except PermissionError as error:
-        raise AccessDenied(f"{full}: permission denied; check who may read it") from error
-    if not full.is_file():
-        return None
-    return Entry(path, facts.st_size, f"{facts.st_mtime_ns:x}-{facts.st_size:x}")
-
-
-def _local_entries(root: Path, prefix: str) -> list[Entry]:
-    start = root / prefix if prefix else root
-    found: list[Entry] = []
-
-    def fail(error: OSError) -> None:
-        if isinstance(error, NotADirectoryError) or not start.exists():
-            return  # one object, or nothing: no folder to list
-        raise StorageError(f"{error.filename} cannot be listed: {error.strerror}") from error
-
-    for folder, folders, files in os.walk(start, onerror=fail):
-        folders.sort()
-        for name in files:
-            full = Path(folder, name)
-            entry = _local_entry(full, full.relative_to(root).as_posix())
-            if entry is not None and not name.startswith(".orbit-"):
-                found.append(entry)
-    return sorted(found, key=lambda entry: entry.path)
-
-
-def _place_locally(local: Path, target: Path) -> None:
-    import shutil
-
-    temporary = target.with_name(f".orbit-{os.getpid()}-{time.monotonic_ns()}")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(local, temporary)
-        os.replace(temporary, target)
-    except PermissionError as error:
-        raise AccessDenied(f"{target}: permission denied; check who may write there") from error
-    except NotADirectoryError as error:
-        raise StorageError(f"{target} cannot be written: a part of its path is a file") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _retried(call: Callable[[], T], url: str) -> T:
-    """Call, again with growing waits where the failure may pass, else raise one of our errors."""
-    for attempt in range(ATTEMPTS):
-        try:
-            return call()
-        except (StorageError, SettingsError):
-            raise
-        except (
-            Exception
-        ) as error:  # the process boundary of storage clients: they raise what they like
-            known = _known(error, url)
-            if known is not None:
-                raise known from error
-            if attempt == ATTEMPTS - 1:
-                raise StorageError(
-                    f"{url}: {_one_line(error)} (after {ATTEMPTS} tries); run again later"
-                ) from error
-            time.sleep(0.2 * 2**attempt)
-    raise AssertionError("not reached")
-
-
-def _known(error: Exception, url: str) -> StorageError | OSError | None:
-    """What gets no better by trying again, as one of our errors; None for what may."""
-    text = f"{type(error).__name__} {error}"
-    if (
-        isinstance(error, PermissionError)
-        or "NoCredentials" in text
-        or "ExpiredToken" in text
-        or "403" in text[:80]
-    ):
-        return AccessDenied(f"{url}: access denied ({_one_line(error)}); check the credentials")
-    if isinstance(error, FileNotFoundError) or "NoSuchBucket" in text:
-        return ObjectMissing(f"{url} is not there; check the name")
-    if isinstance(error, OSError) and error.errno in (28, 30, 122):
-        return error
-    return None
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+        opened: tuple[Any, str] = url_to_fs(url, **client_options(scheme))
+    except (ImportError, ValueError, TypeError) as error:
+        raise SettingsError(f"{url} cannot be opened: {one_line(error)}") from error
+    return opened

@@ -1,0 +1,79 @@
+"""One object read from front to end, the next block on its way while this one is used."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from pipelines.errors import StorageError
+from pipelines.retries import retried
+
+BLOCK_BYTES = 8 << 20
+Fetch = Callable[[int, int], bytes]
+
+
+class SequentialReader(io.RawIOBase):
+    """Exactly ``size`` bytes through ``fetch(offset, length)``: it ends nowhere else.
+
+    ahead: fetch blocks over a network, one of them in advance, and again where that may help.
+    StorageError when bytes are missing in the end.
+    """
+
+    def __init__(self, fetch: Fetch, size: int, url: str, *, ahead: bool = False) -> None:
+        self._fetch, self._size, self._url, self._at = fetch, size, url, 0
+        self._threads = ThreadPoolExecutor(1) if ahead and size > BLOCK_BYTES else None
+        self._networked = ahead
+        self._block, self._used = b"", 0
+        self._coming: Future[bytes] | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        want = min(len(buffer), self._size - self._at)
+        if want <= 0:
+            return 0
+        data = self._from_block(want) if self._networked else self._fetch(self._at, want)
+        if not data:
+            raise StorageError(
+                f"{self._url}: {self._size - self._at} of {self._size} bytes are missing; run again"
+            )
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+    def _from_block(self, want: int) -> bytes | memoryview:
+        if self._used == len(self._block):
+            self._block, self._used = self._next_block(), 0
+        part = memoryview(self._block)[self._used : self._used + want]
+        self._used += len(part)
+        return part
+
+    def _next_block(self) -> bytes:
+        at = self._at
+        coming, self._coming = self._coming, None
+        block = retried(lambda: self._taken(coming, at), self._url)
+        after = at + len(block)
+        if self._threads is not None and after < self._size:
+            self._coming = self._threads.submit(self._whole, after)
+        return block
+
+    def _taken(self, coming: Future[bytes] | None, at: int) -> bytes:
+        # What was fetched in advance is tried once; if that failed, here again, with patience.
+        if coming is not None and coming.exception() is None:
+            return coming.result()
+        return self._whole(at)
+
+    def _whole(self, at: int) -> bytes:
+        want = min(BLOCK_BYTES, self._size - at)
+        data = self._fetch(at, want)
+        if len(data) != want:
+            raise OSError(f"{len(data)} of {want} bytes came")
+        return data
+
+    def close(self) -> None:
+        if not self.closed and self._threads is not None:
+            self._threads.shutdown(wait=False, cancel_futures=True)
+        super().close()
