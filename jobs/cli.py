@@ -16,6 +16,7 @@ from jobs.report import report
 from jobs.run import run as run_verb
 from jobs.status import status
 from jobs.train import train
+from jobs.verify import verify
 
 app = typer.Typer(
     cls=Verbs,
@@ -46,7 +47,7 @@ def verbs(
         print(context.get_help())
 
 
-for command in (run_verb, query, demo, train, embed, index, report, status, models):
+for command in (run_verb, query, demo, train, embed, index, report, status, models, verify):
     add(app, command)
 
 
