@@ -11,6 +11,7 @@ from jobs.demo import demo
 from jobs.embed import embed
 from jobs.index import index
 from jobs.models import models
+from jobs.publish import publish
 from jobs.query import query
 from jobs.report import report
 from jobs.run import run as run_verb
@@ -47,7 +48,19 @@ def verbs(
         print(context.get_help())
 
 
-for command in (run_verb, query, demo, train, embed, index, report, status, models, verify):
+for command in (
+    run_verb,
+    query,
+    demo,
+    train,
+    embed,
+    index,
+    report,
+    status,
+    models,
+    verify,
+    publish,
+):
     add(app, command)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.errors import FormatError, TableError
+from pipelines.errors import FormatError, KeyNotFoundError, TableError
 from pipelines.storage import Folder
 from pipelines.table.log import Change, DeltaLog, NewFile
 from pipelines.table.records import FORMAT_VERSION
@@ -114,6 +114,48 @@ class PublicationLog:
 
         self._log.commit(_SCHEMA, propose)
         return numbered
+
+    def restore(self, publication_id: str) -> PublicationRow:
+        """Make an older publication live again: its row is appended once more.
+
+        The newest row of that id is taken; KeyNotFoundError when clean-up has forgotten it, also
+        when that happens at this moment: both commit to this log, and one of them comes second.
+        """
+        restored: PublicationRow | None = None
+
+        def propose() -> Change:
+            nonlocal restored
+            rows = self.rows()
+            found = [row for row in rows if row.id == publication_id]
+            if not found:
+                known = ", ".join(dict.fromkeys(row.id for row in rows[-5:])) or "none"
+                raise KeyNotFoundError(
+                    f"{self._log.folder.url}: no publication {publication_id}; the newest are "
+                    f"{known} ('orbit status' tells the live one)"
+                )
+            restored = dataclasses.replace(
+                found[-1], seq=rows[-1].seq + 1, state="restored", created=datetime.now(UTC)
+            )
+            return Change(added=(self._write(restored),))
+
+        self._log.commit(_SCHEMA, propose)
+        if restored is None:
+            raise TableError(f"{self._log.folder.url}: nothing was committed; run again")
+        return restored
+
+    def forget(self, seqs: Collection[int]) -> list[PublicationRow]:
+        """Drop rows from the log in one commit, the live one never; what was dropped."""
+        dropped: list[PublicationRow] = []
+
+        def propose() -> Change | None:
+            nonlocal dropped
+            files = sorted(self._files())[:-1]
+            paths = [path for seq, path in files if seq in seqs]
+            dropped = self._read(paths)
+            return Change(removed=paths) if paths else None
+
+        self._log.commit(_SCHEMA, propose)
+        return dropped
 
     def _write(self, row: PublicationRow) -> NewFile:
         stored = dataclasses.asdict(row) | {"facts": json.dumps(dict(row.facts))}
