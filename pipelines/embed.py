@@ -63,11 +63,13 @@ class ShardEmbedder:
     """Embeds shards with one model; ``embed`` may be called from two threads at once.
 
     Then the second shard is fetched and decoded while the first is encoded; the older one has
-    the first call on the encoder. ``progress`` grows with every batch, for the driver's deadline.
+    the first call on the encoder. ``progress`` grows with every batch, for the driver's deadline;
+    ``threads`` is what torch may use, the declared CPUs or more when the driver says so.
     """
 
     def __init__(self, settings: WorkerSettings, worker: str = "worker") -> None:
         self.settings, self.worker, self.progress = settings, worker, 0
+        self.threads = settings.threads
         self.input = Folder(settings.input_url)
         self.table = Folder(settings.store_url).child(f"embeddings/{settings.model_id}")
         self._place = tempfile.TemporaryDirectory(prefix="orbit-model-")
@@ -83,9 +85,6 @@ class ShardEmbedder:
         Raises what reading the input or writing the store raises; a broken image raises nothing,
         it becomes a row with its reason.
         """
-        import torch
-
-        torch.set_num_threads(self.settings.threads)
         tally, shard = Tally(), work.shard
         with tempfile.TemporaryDirectory(prefix="orbit-") as place:
             carried = Carried.read(self.table, work.previous, shard, Path(place))
@@ -172,6 +171,7 @@ class ShardEmbedder:
             batch = torch.cat(prepared.pixels)
             prepared.pixels.clear()
             with self._turn.hold(ticket), tally.timed("encode"):
+                torch.set_num_threads(self.threads)
                 embeddings, poses = self.embedder.encode(batch)
             fill(prepared.encodable, embeddings, poses)
             tally.num_encoded += len(prepared.encodable)

@@ -11,7 +11,7 @@ from eqmodel.errors import OrbitError, Refused
 from pipelines.dispatch import Dispatch
 from pipelines.efficiency import Demand, Ideal, ideal
 from pipelines.embed import WorkerSettings
-from pipelines.errors import IncompleteError
+from pipelines.errors import IncompleteError, SettingsError
 from pipelines.layout import Layout, WorkerFlags, lay_out
 from pipelines.pool import Pool, PoolSettings, ray_session
 from pipelines.shards import list_shards
@@ -53,6 +53,11 @@ class EmbeddingRun:
         self._say("starting workers")
         least = int((flags.min_workers or 1) * (flags.cpus_per_worker or 1))
         with ray_session(settings.ray, least) as (cpus, gpus), stop_requests() as stop:
+            if settings.ray == "local" and (flags.gpus_per_worker or 0) > gpus:
+                raise SettingsError(
+                    f"--gpus-per-worker {flags.gpus_per_worker:g}: this machine has {gpus:g}; "
+                    "use a cluster with --ray, or leave the flag out"
+                )
             layout = lay_out(cpus, gpus, self._dispatch.total, flags)
             pool = Pool(self._pool_settings(layout), self._take, self._tick, stop)
             with pool:

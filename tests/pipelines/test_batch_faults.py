@@ -82,7 +82,7 @@ def workers_of_this_process() -> list[psutil.Process]:
     found = []
     for process in psutil.Process().children(recursive=True):
         try:
-            if "ray::_Worker" in " ".join(process.cmdline()):
+            if "ray::ShardWorker" in " ".join(process.cmdline()):
                 found.append(process)
         except psutil.Error:
             continue

@@ -1,4 +1,4 @@
-"""A pool of Ray actors that pull shards: the only file that imports Ray for the batch job.
+"""The driver's side of the pool: start, hand out, collect, end the stuck, replace the dead.
 
 Descriptors go in, receipts come out; pixels never leave an actor. Each actor has one shard in
 work and one that it fetches ahead. What a failure means is decided in ``dispatch.py``.
@@ -9,27 +9,24 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-import secrets
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
-
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError
 
 from pipelines.dispatch import Dispatch
 from pipelines.efficiency import Rates
-from pipelines.embed import ShardEmbedder, ShardWork, WorkerSettings
+from pipelines.embed import ShardWork, WorkerSettings
 from pipelines.errors import RayError as OrbitRayError
-from pipelines.failures import Failure, failure_of
+from pipelines.failures import Failure
 from pipelines.layout import Layout
+from pipelines.pool.actor import Ready, start_actor
 from pipelines.table import Receipt
 
 POLL_S = 0.2
@@ -41,43 +38,6 @@ LONGEST_RESTART_S = 30.0
 _LOGGER = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Ready:
-    """A worker's word that its model is loaded."""
-
-    pid: int
-    host: str
-
-
-class _Worker:
-    """The actor. Its methods return what happened; an exception never crosses to the driver."""
-
-    def __init__(self) -> None:
-        self._embedder: ShardEmbedder | None = None
-
-    def load(self, settings: WorkerSettings, name: str) -> Ready | Failure:
-        try:
-            self._embedder = ShardEmbedder(settings, name)
-        except Exception as error:  # the process boundary
-            return failure_of(error)
-        return Ready(os.getpid(), socket.gethostname())
-
-    def embed(self, work: ShardWork) -> Receipt | Failure:
-        if self._embedder is None:
-            return Failure("retry", "the worker has no model loaded")
-        try:
-            return self._embedder.embed(work)
-        except Exception as error:  # the process boundary
-            return failure_of(error)
-
-    def calibrate(self) -> Rates | None:
-        return None if self._embedder is None else self._embedder.calibrate()
-
-    @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator]
-    def progress(self) -> int:
-        return 0 if self._embedder is None else self._embedder.progress
-
-
 @dataclass
 class _Slot:
     """One actor as the driver sees it."""
@@ -86,10 +46,16 @@ class _Slot:
     actor: Any
     loading: Any | None
     changed_at: float
+    threads: int
     ready: Ready | None = None
     works: dict[Any, ShardWork] = field(default_factory=dict)
     seen: int = -1
     asked: Any | None = None
+
+    @property
+    def host(self) -> str | None:
+        """The machine it runs on, once it is ready."""
+        return None if self.ready is None else self.ready.host
 
 
 @dataclass(frozen=True)
@@ -100,58 +66,6 @@ class PoolSettings:
     worker: WorkerSettings
     deadline_s: float = 300.0
     run: str = "run"
-
-
-@contextmanager
-def ray_session(mode: str, least_cpus: int) -> Iterator[tuple[float, float]]:
-    """A Ray to work on: ``local`` starts one of our own, ``auto`` or a URL joins a running one.
-
-    Yields (CPUs, GPUs) of the whole. A Ray that this process is already connected to is used and
-    left as it was. OrbitRayError when none can be reached.
-    """
-    if ray.is_initialized():
-        yield _resources()
-        return
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "include_dashboard": False}
-    try:
-        if mode == "local":
-            _lock_the_door()
-            cpus = max(least_cpus, _cpus_here())
-            ray.init(address="local", num_cpus=cpus, object_store_memory=100 << 20, **quiet)
-        else:
-            del quiet["include_dashboard"]
-            ray.init(address=mode, **quiet)
-    except (RayError, ConnectionError, OSError, RuntimeError, ValueError) as error:
-        raise OrbitRayError(
-            f"Ray ({mode}) cannot be used: {' '.join(str(error).split())[:200]}; "
-            "expected --ray local, auto (a cluster on this machine) or a cluster's URL"
-        ) from error
-    try:
-        yield _resources()
-    finally:
-        ray.shutdown()
-
-
-def _lock_the_door() -> None:
-    """A token of this process's own for the token authentication of a Ray that we start.
-
-    Ray 2.60 turns it on by itself for such a Ray (RAY_AUTH_MODE must not be set here: its library
-    has read it when it was imported); found in the environment, the token is neither looked for
-    nor written in the home folder.
-    """
-    if not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-
-
-def _resources() -> tuple[float, float]:
-    total = ray.cluster_resources()
-    return float(total.get("CPU", 1.0)), float(total.get("GPU", 0.0))
-
-
-def _cpus_here() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 class Pool:
@@ -194,6 +108,7 @@ class Pool:
             now = time.monotonic()
             self._start_missing(dispatch, now)
             self._hand_out(dispatch, now)
+            self._share_threads(dispatch)
             fatal = self._collect(dispatch)
             if fatal is not None:
                 return fatal
@@ -225,15 +140,10 @@ class Pool:
 
     def _start(self, now: float) -> _Slot:
         layout, name = self._settings.layout, f"worker-{next(self._numbers)}"
-        kind = ray.remote(
-            num_cpus=layout.cpus_per_worker,
-            num_gpus=layout.gpus_per_worker,
-            max_restarts=0,
-            max_concurrency=2,
-            concurrency_groups={"control": 1},
-        )(_Worker)
-        actor = kind.remote()
-        return _Slot(name, actor, actor.load.remote(self._settings.worker, name), now)
+        actor = start_actor(layout)
+        return _Slot(
+            name, actor, actor.load.remote(self._settings.worker, name), now, layout.threads
+        )
 
     # -- handing out --------------------------------------------------------------------------
 
@@ -264,6 +174,19 @@ class Pool:
         if self.first_handed_out is None:
             self.first_handed_out = now
         slot.works[slot.actor.embed.remote(work)] = work
+
+    def _share_threads(self, dispatch: Dispatch) -> None:
+        """At the end of a run the busy workers get the CPUs of the idle ones on their machine."""
+        usual = self._settings.layout.threads
+        ready = [slot for slot in self._slots if slot.ready is not None]
+        busy = [slot for slot in ready if slot.works]
+        wanted = usual
+        if busy and not dispatch.pending and len({slot.host for slot in ready}) == 1:
+            wanted = usual * len(ready) // len(busy)
+        for slot in busy:
+            if slot.threads != wanted:
+                slot.threads = wanted
+                slot.actor.use_threads.remote(wanted)
 
     # -- collecting ---------------------------------------------------------------------------
 
@@ -346,12 +269,6 @@ class Pool:
 
     def _kill(self, slot: _Slot) -> None:
         ray.kill(slot.actor, no_restart=True)
-        if slot.ready is not None and slot.ready.host == socket.gethostname():
-            # A stopped process does not hear Ray; its memory and CPU would stay taken.
-            try:
-                os.kill(slot.ready.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                return
 
     def _look_for_stuck(self, dispatch: Dispatch, now: float) -> None:
         """Ask every busy worker how far it is; end the ones that stand still past the deadline."""
@@ -381,5 +298,10 @@ class Pool:
         first, *others = slot.works.values()
         for work in others:
             dispatch.give_back(work.shard.source)
-        dispatch.fail(first.shard.source, f"no progress for {self._settings.deadline_s:.0f} s", now)
+        reason = f"no progress for {self._settings.deadline_s:.0f} s"
+        dispatch.fail(first.shard.source, reason, now)
         self._remove(slot, now)
+        if slot.ready is not None and slot.ready.host == socket.gethostname():
+            # A stopped process does not hear Ray; its memory and CPU would stay taken.
+            with suppress(ProcessLookupError):
+                os.kill(slot.ready.pid, signal.SIGKILL)

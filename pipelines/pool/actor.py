@@ -1,0 +1,70 @@
+"""What runs in an actor: a thin coat around ``ShardEmbedder``."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from pipelines.efficiency import Rates
+from pipelines.embed import ShardEmbedder, ShardWork, WorkerSettings
+from pipelines.failures import Failure, failure_of
+from pipelines.layout import Layout
+from pipelines.table import Receipt
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A worker's word that its model is loaded."""
+
+    pid: int
+    host: str
+
+
+class ShardWorker:
+    """The actor. Its methods return what happened; an exception never crosses to the driver."""
+
+    def __init__(self) -> None:
+        self._embedder: ShardEmbedder | None = None
+
+    def load(self, settings: WorkerSettings, name: str) -> Ready | Failure:
+        try:
+            self._embedder = ShardEmbedder(settings, name)
+        except Exception as error:  # the process boundary
+            return failure_of(error)
+        return Ready(os.getpid(), socket.gethostname())
+
+    def embed(self, work: ShardWork) -> Receipt | Failure:
+        if self._embedder is None:
+            return Failure("retry", "the worker has no model loaded")
+        try:
+            return self._embedder.embed(work)
+        except Exception as error:  # the process boundary
+            return failure_of(error)
+
+    def calibrate(self) -> Rates | None:
+        return None if self._embedder is None else self._embedder.calibrate()
+
+    @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator]
+    def use_threads(self, threads: int) -> None:
+        if self._embedder is not None:
+            self._embedder.threads = threads
+
+    @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator]
+    def progress(self) -> int:
+        return 0 if self._embedder is None else self._embedder.progress
+
+
+def start_actor(layout: Layout) -> Any:
+    """A new actor with its share of the machine; two shards at once, and a line for questions."""
+    kind = ray.remote(
+        num_cpus=layout.cpus_per_worker,
+        num_gpus=layout.gpus_per_worker,
+        max_restarts=0,
+        max_concurrency=2,
+        concurrency_groups={"control": 1},
+    )(ShardWorker)
+    return kind.remote()

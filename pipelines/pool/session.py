@@ -1,0 +1,76 @@
+"""A Ray to work on: one of our own, or one that was asked for; never one found by chance."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+import ray
+from ray.exceptions import RayError
+
+from pipelines.errors import RayError as OrbitRayError
+
+
+@contextmanager
+def ray_session(mode: str, least_cpus: int) -> Iterator[tuple[float, float]]:
+    """A Ray to work on: ``local`` starts one of our own, ``auto`` or a URL joins a running one.
+
+    Yields (CPUs, GPUs) of the whole. A Ray that this process is already connected to is used and
+    left as it was. OrbitRayError when none can be reached.
+    """
+    if ray.is_initialized():
+        yield _resources()
+        return
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "include_dashboard": False}
+    try:
+        if mode == "local":
+            _lock_the_door()
+            cpus = max(least_cpus, _cpus_here())
+            ray.init(address="local", num_cpus=cpus, object_store_memory=100 << 20, **quiet)
+        else:
+            del quiet["include_dashboard"]
+            ray.init(address=mode, **quiet)
+    except (RayError, ConnectionError, OSError, RuntimeError, ValueError) as error:
+        raise OrbitRayError(
+            f"Ray ({mode}) cannot be used: {' '.join(str(error).split())[:200]}; "
+            "expected --ray local, auto (a cluster on this machine) or a cluster's URL"
+        ) from error
+    try:
+        yield _resources()
+    finally:
+        ray.shutdown()
+
+
+def _lock_the_door() -> None:
+    """A token of this process's own for the token authentication of a Ray that we start.
+
+    Ray 2.60 turns it on by itself for such a Ray (RAY_AUTH_MODE must not be set here: its library
+    has read it when it was imported); found in the environment, the token is neither looked for
+    nor written in the home folder.
+    """
+    if not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def _resources() -> tuple[float, float]:
+    total = ray.cluster_resources()
+    return float(total.get("CPU", 1.0)), float(total.get("GPU", 0.0))
+
+
+def _cpus_here() -> int:
+    """CPUs that this process may use: its affinity, within the quota of its container."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        allowed = math.ceil(int(quota) / int(period))
+    except (OSError, ValueError):  # no such file, or "max"
+        return cpus or 1
+    return max(1, min(cpus or 1, allowed))
