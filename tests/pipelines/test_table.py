@@ -166,6 +166,18 @@ def test_what_another_writer_touched_is_dropped_whatever_its_etag(
     assert later.version == done.version
 
 
+def test_two_that_add_the_same_new_shard_leave_it_once(
+    table: EmbeddingTable, tmp_path: Path
+) -> None:
+    """Nothing is removed, so only the constant application id makes the two collide."""
+    other = reopened(table)
+    other.commit([write_shard(other, tmp_path, "a", name="other")])
+    done = table.commit([write_shard(table, tmp_path, s, name="mine") for s in ("a", "b")])
+    assert done.dropped == ("a",)
+    assert sorted(reopened(table).known()) == ["a", "b"]
+    assert reopened(table).read().num_rows == 6
+
+
 def test_eight_writers_leave_contiguous_versions_and_no_double(
     table: EmbeddingTable, tmp_path: Path
 ) -> None:
