@@ -169,7 +169,7 @@ def test_what_another_writer_touched_is_dropped_whatever_its_etag(
 def test_two_that_add_the_same_new_shard_leave_it_once(
     table: EmbeddingTable, tmp_path: Path
 ) -> None:
-    """Nothing is removed, so only the constant application id makes the two collide."""
+    """Nothing is removed: the application id makes them collide, and no commit is rebased."""
     other = reopened(table)
     other.commit([write_shard(other, tmp_path, "a", name="other")])
     done = table.commit([write_shard(table, tmp_path, s, name="mine") for s in ("a", "b")])
