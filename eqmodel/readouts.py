@@ -7,6 +7,7 @@ Autoencoder", ACML 2018. All run in the precision of the codes given; ``Embedder
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,8 @@ from eqmodel.errors import Refused
 from eqmodel.groups import FiniteGroup
 from eqmodel.layers import GroupLinear
 
-READOUTS = ("mean", "max", "rms", "gram", "attention")
+READOUTS = ("mean", "max", "rms", "gram", "bispectrum", "attention")
+MIXTURES = 8  # combinations of columns whose triple correlation the bispectrum readout takes
 
 
 def mean(codes: Tensor, group: FiniteGroup) -> Tensor:
@@ -56,6 +58,52 @@ def gram(codes: Tensor, group: FiniteGroup) -> Tensor:
         symmetric = group.inverse[h] == h
         parts.append(product[:, rows, cols] if symmetric else product.flatten(1))
     return torch.cat(parts, 1)
+
+
+def bispectrum(codes: Tensor, group: FiniteGroup) -> Tensor:
+    """Gram pooling and the triple correlations of fixed combinations of columns: a complete
+    invariant.
+
+    (B, order, m) -> (B, F). For u = V a, T(h1, h2) = sum_g u[g] u[g h1] u[g h2], whose Fourier
+    transform over the group is the bispectrum (Kakarala 1992; Mataigne et al. 2024). It fixes u
+    but for one element of the group when its Fourier coefficients are invertible, which all but
+    special codes have; the cross correlations of ``gram`` then fix every other column against u.
+    """
+    features = codes.shape[-1]
+    mixed = codes @ mixtures(features).to(codes.device, codes.dtype)  # (B, order, r)
+    parts = [gram(codes, group)]
+    for first, seconds in triples(group):
+        pair = mixed * mixed[:, torch.from_numpy(group.cayley[:, first])]
+        third = mixed[:, torch.from_numpy(group.cayley[:, seconds])]  # (B, g, h2, r)
+        parts.append(torch.einsum("bgr,bghr->bhr", pair, third).flatten(1))
+    return torch.cat(parts, 1)
+
+
+def mixtures(features: int) -> Tensor:
+    """(m, r) float64: fixed combinations of columns, r = min(m, 8), of unit length."""
+    row = torch.arange(1, features + 1, dtype=torch.float64)[:, None]
+    column = torch.arange(1, min(features, MIXTURES) + 1, dtype=torch.float64)[None]
+    weights = torch.cos(row * column * 2.399963229728653)  # the golden angle, in radians
+    unit: Tensor = weights / weights.norm(dim=0)
+    return unit
+
+
+@lru_cache(maxsize=32)
+def triples(group: FiniteGroup) -> list[tuple[int, list[int]]]:
+    """The distinct T(h1, h2), as h1 with its h2: one for every triple {g, g h1, g h2} up to
+    turning.
+    """
+    seen: set[tuple[int, ...]] = set()
+    found: dict[int, list[int]] = {}
+    for first in range(group.order):
+        for second in range(first, group.order):
+            members = (0, first, second)
+            moved = (tuple(sorted(int(group.left[k, x]) for x in members)) for k in members)
+            canonical = min(moved)
+            if canonical not in seen:
+                seen.add(canonical)
+                found.setdefault(first, []).append(second)
+    return list(found.items())
 
 
 class EquivariantAttention(nn.Module):
@@ -106,7 +154,13 @@ def readout(
                 "readout attention needs a head trained with it; train with --readout attention"
             )
         return lambda codes: attention(codes)[0]
-    functions = {"mean": mean, "max": maximum, "rms": root_mean_square, "gram": gram}
+    functions = {
+        "mean": mean,
+        "max": maximum,
+        "rms": root_mean_square,
+        "gram": gram,
+        "bispectrum": bispectrum,
+    }
     if name not in functions:
         raise Refused(f"'{name}' is not a readout; use one of {', '.join(READOUTS)}")
     return lambda codes: functions[name](codes, group)

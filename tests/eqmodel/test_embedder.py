@@ -15,7 +15,7 @@ from eqmodel import Embedder, audit, checkpoint
 from eqmodel.actions import turn
 from eqmodel.errors import CheckpointError
 
-READOUTS = ["mean", "max", "rms", "gram", "attention"]
+READOUTS = ["mean", "max", "rms", "gram", "bispectrum", "attention"]
 
 
 def largest_error(embedder: Embedder, images: list[np.ndarray]) -> float:

@@ -28,7 +28,7 @@ from eqmodel.layers import (
     double,
     halve,
 )
-from eqmodel.readouts import READOUTS, EquivariantAttention, gram, readout
+from eqmodel.readouts import READOUTS, EquivariantAttention, bispectrum, gram, readout
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 GROUPS = ["c1", "c2", "c4", "d1", "d2", "d4"]
@@ -135,6 +135,35 @@ def test_gram_has_the_distinct_terms_only_and_separates_what_the_mean_cannot() -
     shuffled = codes[:, torch.randperm(8, generator=torch.Generator().manual_seed(3))]
     assert torch.allclose(codes.mean(1), shuffled.mean(1))
     assert not torch.allclose(gram(codes, g), gram(shuffled, g))
+
+
+@pytest.mark.parametrize("name", ["c4", "d4", "c12", "d12"])
+def test_the_bispectrum_never_separates_a_code_from_its_permuted_self(name: str) -> None:
+    g = group(name)
+    codes = torch.randn(2, g.order, 5, dtype=torch.float64)
+    expected = bispectrum(codes, g)
+    for t in range(g.order):
+        assert relative_error(bispectrum(code_action(g)(codes, t), g), expected).max() < 1e-12
+
+
+@pytest.mark.parametrize("name", ["c4", "d4", "c12", "d12"])
+def test_the_bispectrum_separates_codes_that_gram_cannot(name: str) -> None:
+    """Multiplying the Fourier coefficients by orthogonal matrices from the left keeps all of Gram.
+
+    Such a map is a right convolution's mirror image: it commutes with every right multiplication.
+    """
+    g = group(name)
+    torch.manual_seed(4)
+    codes = torch.randn(1, g.order, 3, dtype=torch.float64)
+    # sum_t a_t (left translation by t), made orthogonal: the exponential of an antisymmetric one.
+    weights = torch.randn(g.order, dtype=torch.float64)
+    weights = weights - weights[torch.from_numpy(g.inverse)]
+    generator = sum(float(weights[t]) * torch.from_numpy(g.regular(t)) for t in range(g.order))
+    other = torch.linalg.matrix_exp(generator) @ codes[0]
+    assert relative_error(gram(other[None], g), gram(codes, g)).max() < 1e-12
+    permuted = torch.stack([code_action(g)(codes, t)[0] for t in range(g.order)])
+    assert (permuted - other).flatten(1).norm(dim=1).min() > 0.1  # not the same up to the group
+    assert relative_error(bispectrum(other[None], g), bispectrum(codes, g)).max() > 1e-3
 
 
 def test_attention_with_one_hot_weights_gives_the_code_back() -> None:
