@@ -23,7 +23,8 @@ from typer.exceptions import TyperException
 
 from eqmodel.errors import OrbitError, Refused
 
-INTERRUPTED, TERMINATED = 130, 143
+INTERRUPTED = 130
+EXAMPLE = "Example: "
 
 Json = Annotated[bool, typer.Option("--json", help="one JSON object on standard output")]
 Debug = Annotated[bool, typer.Option("--debug", help="show the traceback of an error")]
@@ -178,9 +179,9 @@ def usage_message(error: TyperException) -> str:
             f"no such flag '{option}'{nearest(option, flags)}: "
             f"{context.command_path} --help lists them"
         )
-    example = context.command.epilog
-    wanted = f"expected for example: {example}" if example else "the command line does not fit"
-    return f"{message}, {wanted} ({context.command_path} --help tells more)"
+    example = (context.command.epilog or "").removeprefix(EXAMPLE)
+    wanted = f", expected for example: {example}" if example else ""
+    return f"{message}{wanted} ({context.command_path} --help tells more)"
 
 
 def one_line(error: BaseException) -> str:
@@ -241,7 +242,12 @@ def complain(message: str) -> None:
 def add(app: typer.Typer, command: Callable[..., None]) -> None:
     """Add a verb to an app, under its function's name."""
     example = getattr(command, "example", None)
-    app.command(command.__name__, epilog=example)(command)
+    app.command(command.__name__, epilog=f"{EXAMPLE}{example}" if example else None)(command)
+
+
+def known_verbs(app: typer.Typer) -> list[str]:
+    """The verbs of an app, in the order of its help."""
+    return [command.name or "" for command in app.registered_commands]
 
 
 def run_alone(function: Callable[..., None]) -> NoReturn:

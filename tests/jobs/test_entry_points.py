@@ -5,7 +5,10 @@ import sys
 
 import pytest
 
-VERBS = ("train", "run", "embed", "index", "report", "query", "status", "models", "demo")
+from jobs.cli import app
+from jobs.console import known_verbs
+
+VERBS = known_verbs(app)
 HEAVY = ("torch", "ray", "pyarrow", "deltalake", "faiss", "sklearn", "pandas", "fsspec", "rich")
 
 

@@ -8,11 +8,13 @@ import pytest
 import tifffile
 
 from eqmodel.checkpoint import resolve
+from jobs.cli import app
+from jobs.console import known_verbs
 from jobs.sample import QUERIES
 from tests.jobs.conftest import SHIPPED, Orbit, snapshot
 
 PICTURE = QUERIES / "00-coat.png"
-VERBS = "run, query, demo, train, embed, index, report, status, models"
+VERBS = ", ".join(known_verbs(app))
 RUN = "orbit run s3://bucket/images --model d4-28-grey --out s3://bucket/store"
 
 WRONG_COMMAND_LINES = [
@@ -64,8 +66,8 @@ WRONG_COMMAND_LINES = [
     ),
     (
         "run bogus://x --model m --out s",
-        "'bogus://x' has the unknown scheme bogus://; use a local path or one of s3://, gs://, "
-        "az://, abfs://, http://, https://",
+        "'bogus://x' has the unknown scheme bogus://; use a local path, s3://, gs://, "
+        "az://, abfs://, abfss://, http:// or another scheme of fsspec",
     ),
 ]
 
