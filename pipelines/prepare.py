@@ -68,6 +68,9 @@ class Preparer:
             row = new_row(sample)
             out.rows.append(row)
             out.in_bytes += len(sample.data)
+            if sample.error is not None:
+                row.error = sample.error
+                continue
             earlier = done.get(row.digest or "")
             if earlier is not None:
                 carry_over(earlier, row)

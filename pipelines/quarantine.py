@@ -58,6 +58,9 @@ class Quarantine:
 
     def _embed_one(self, sample: Sample) -> Row:
         row = new_row(sample)
+        row.error = sample.error
+        if row.error is not None:
+            return row
         crashes: list[str] = []
         for _ in range(MAX_OTHER_DEATHS):
             try:

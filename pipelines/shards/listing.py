@@ -5,19 +5,21 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 
-from pipelines.errors import InputError
+from pipelines.errors import InputMissing
 from pipelines.shards.types import Item, Shard, is_image
 from pipelines.storage import Entry, Folder
 
-TAR = (".tar", ".tar.gz", ".tgz")
+TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")  # the last three: damaged
 PARQUET = (".parquet", ".pq")
+FOREIGN = frozenset(["__MACOSX", "_delta_log", "_temporary", "_spark_metadata", "@eaDir"])
 
 
 def list_shards(folder: Folder, *, buckets: int = 1024) -> list[Shard]:
     """Every shard under INPUT, by source. [] when it is there and holds none.
 
-    INPUT may also be one object. Raises InputError when there is nothing at that URL, StorageError
-    when it cannot be listed.
+    INPUT may also be one object. Names with a part that begins with a dot, and what other programs
+    keep for themselves (``_delta_log``, ``__MACOSX`` and the like), are left out. Raises
+    InputMissing when there is nothing at that URL, StorageError when it cannot be listed.
     """
     entries = folder.entries()
     if not entries:
@@ -27,7 +29,7 @@ def list_shards(folder: Folder, *, buckets: int = 1024) -> list[Shard]:
                 [Entry(folder.url.rpartition("/")[2], single.size, single.etag)], buckets
             )
         if not folder.exists():
-            raise InputError(
+            raise InputMissing(
                 f"INPUT {folder.url} is not there; check the path or the bucket's name"
             )
     return _shards(entries, buckets)
@@ -47,8 +49,8 @@ def _shards(entries: list[Entry], buckets: int) -> list[Shard]:
     shards, images = [], []
     for entry in entries:
         name = entry.path.lower()
-        if any(part.startswith((".", "_")) for part in entry.path.split("/")):
-            continue  # what other programs keep for themselves
+        if any(part.startswith(".") or part in FOREIGN for part in entry.path.split("/")):
+            continue
         if name.endswith(TAR):
             shards.append(Shard(entry.path, entry.etag, entry.size, "tar"))
         elif name.endswith(PARQUET):

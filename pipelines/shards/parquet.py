@@ -9,18 +9,29 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pyarrow.types as kinds
 
-from pipelines.shards.types import Damage, ReadOptions, Sample, Shard, UniqueKeys
+from pipelines.shards.types import (
+    Damage,
+    ReadOptions,
+    Sample,
+    Shard,
+    UniqueKeys,
+    clean_text,
+    over_the_cap,
+)
 from pipelines.storage import Folder
 
-BATCH_ROWS = 256
+BATCH_ROWS, BATCH_BYTES = 256, 32 << 20
+MAX_KEY_CHARACTERS = 4096
 
 
 def read_parquet(folder: Folder, shard: Shard, options: ReadOptions) -> Iterator[Sample | Damage]:
-    """Samples of a Parquet object, row group by row group; Damage gives the row at which it ends.
+    """Samples of a Parquet object, batch by batch; Damage gives the row at which it ends.
 
     The image column holds bytes, or a struct with a field ``bytes`` as Hugging Face datasets write
-    it. Without a key column the key is ``row-<number>``.
+    it. Without a key column the key is ``row-<number>``. Checksums of pages are verified where the
+    writer left some.
     """
     if shard.size == 0:
         yield Damage(0, "empty object")
@@ -36,46 +47,74 @@ def read_parquet(folder: Folder, shard: Shard, options: ReadOptions) -> Iterator
 def _read_local(local: Path, options: ReadOptions) -> Iterator[Sample | Damage]:
     unique, row = UniqueKeys(), 0
     try:
-        with pq.ParquetFile(local) as file:
-            problem = _columns_problem(file.schema_arrow, options)
-            if problem:
+        with pq.ParquetFile(local, page_checksum_verification=True) as file:
+            problem = _problem(file, options)
+            if problem is not None:
                 yield Damage(0, problem)
                 return
-            names = [options.image_column, options.key_column, options.label_column]
-            wanted = list(dict.fromkeys(name for name in names if name))
-            for batch in file.iter_batches(BATCH_ROWS, columns=wanted):
-                for record in batch.to_pylist():
-                    data = _bytes_of(record[options.image_column])
-                    if len(data) > options.max_member_bytes:
-                        yield Damage(row, f"image of {len(data)} bytes is over the cap")
-                        return
-                    key = _text(record.get(options.key_column or "")) or f"row-{row}"
-                    label = _text(record.get(options.label_column or ""))
-                    yield Sample(unique(key), data, label)
-                    row += 1
+            for record in _records(file, options):
+                yield _sample(record, row, unique, options)
+                row += 1
     except (pa.ArrowException, OSError, ValueError) as error:
         yield Damage(row, f"not a whole Parquet file: {' '.join(str(error).split())[:160]}")
 
 
-def _columns_problem(schema: pa.Schema, options: ReadOptions) -> str | None:
+def _records(file: pq.ParquetFile, options: ReadOptions) -> Iterator[dict[str, Any]]:
+    """Rows as dictionaries; few at a time where they are large."""
+    names = [options.image_column, options.key_column, options.label_column]
+    wanted = list(dict.fromkeys(name for name in names if name))
+    groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
+    heaviest = max((g.total_byte_size // max(g.num_rows, 1) for g in groups), default=0)
+    rows = max(1, min(BATCH_ROWS, BATCH_BYTES // max(heaviest, 1)))
+    for batch in file.iter_batches(rows, columns=wanted):
+        yield from batch.to_pylist()
+
+
+def _sample(record: dict[str, Any], row: int, unique: UniqueKeys, options: ReadOptions) -> Sample:
+    value = record[options.image_column]
+    data = (value.get("bytes") if isinstance(value, dict) else value) or b""
+    key = _text(record.get(options.key_column or ""), MAX_KEY_CHARACTERS) or f"row-{row}"
+    label = _text(record.get(options.label_column or ""))
+    error = over_the_cap(len(data), options)
+    return Sample(unique(key), b"" if error else data, label, error=error)
+
+
+def _problem(file: pq.ParquetFile, options: ReadOptions) -> str | None:
+    """Why the file does not hold what is asked of it."""
+    schema = file.schema_arrow
     for name in (options.image_column, options.key_column, options.label_column):
         if name is not None and name not in schema.names:
             return f"no column '{name}'; it has {', '.join(schema.names)[:120]}"
     kind = schema.field(options.image_column).type
-    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+    if kinds.is_struct(kind) and kind.get_field_index("bytes") >= 0:
         kind = kind.field("bytes").type
-    if not (
-        pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
-    ):
+    if not _is_bytes(kind):
         return f"column '{options.image_column}' holds {kind}, bytes are expected"
+    for name in (options.key_column, options.label_column):
+        if name is not None and kinds.is_nested(schema.field(name).type):
+            found = schema.field(name).type
+            return f"column '{name}' holds {found}, text or numbers are expected"
+    size = sum(file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups))
+    if size > options.max_shard_bytes:
+        return f"{size} bytes after decompression are over the cap of {options.max_shard_bytes}"
     return None
 
 
-def _bytes_of(value: Any) -> bytes:
-    if isinstance(value, dict):
-        value = value.get("bytes")
-    return value or b""
+def _is_bytes(kind: pa.DataType) -> bool:
+    return any(
+        test(kind)
+        for test in (
+            kinds.is_binary,
+            kinds.is_large_binary,
+            kinds.is_binary_view,
+            kinds.is_fixed_size_binary,
+        )
+    )
 
 
-def _text(value: Any) -> str | None:
-    return None if value is None else str(value)
+def _text(value: Any, most: int = 1000) -> str | None:
+    if value is None:
+        return None
+    return clean_text(
+        value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value), most
+    )

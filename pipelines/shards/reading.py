@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from pipelines.shards.folder import read_folder
 from pipelines.shards.parquet import read_parquet
 from pipelines.shards.tar import read_tar
-from pipelines.shards.types import Damage, ReadOptions, Sample, Shard, UniqueKeys
+from pipelines.shards.types import Damage, ReadOptions, Sample, Shard
 from pipelines.storage import Folder
 
 
@@ -23,17 +24,6 @@ def read_shard(
     is no longer the one listed, StorageError when it cannot be read to its end: neither is damage.
     """
     if shard.kind == "folder":
-        return _read_folder(folder, shard, only)
+        return read_folder(folder, shard, options, only)
     reader = read_tar if shard.kind == "tar" else read_parquet
     return reader(folder, shard, options)
-
-
-def _read_folder(folder: Folder, shard: Shard, only: frozenset[str] | None) -> Iterator[Sample]:
-    unique = UniqueKeys()
-    for item in shard.items:
-        key = unique(item.key)
-        if only is not None and key not in only and item.key not in only:
-            continue
-        data = folder.read(item.key, etag=item.etag)
-        parent = item.key.rpartition("/")[0].rpartition("/")[2]
-        yield Sample(key, data, parent or None, 0, len(data), item.etag)

@@ -1,237 +1,171 @@
-"""WebDataset tar shards, read so that their end is proven.
+"""WebDataset tar shards: members grouped into samples.
 
-Python's tarfile ends silently on a cut or a damaged header. This reader does not: a shard is whole
-only if two zero blocks come, and then nothing but zeros. Members are streamed and never written to
-disk.
+The name of a sample is its members' name up to the first dot of its last part, as WebDataset has
+it; a part with a digit belongs to the name, so that ``plate.A01.png`` and ``plate.A02.png`` are two
+samples and not two fields of one. The image of a group is the first one named plainly
+(``x.png`` before ``x.mask.png``), its label comes from .cls, .txt or .json. An extension that comes
+twice begins a new sample.
 
-Skipped without damage: folders, links, devices and members whose name is absolute or climbs with
-".."; their contents are never looked at.
+An image that is not read is a sample with a reason (``error``), and the rest goes on: over the cap,
+a link, a device, a sparse file, a path that is absolute or climbs with "..". Nothing is followed,
+nothing is written to disk.
 """
 
 from __future__ import annotations
 
 import gzip
-import io
 import json
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
-from pipelines.errors import StorageError
-from pipelines.shards.types import Damage, ReadOptions, Sample, Shard, UniqueKeys, is_image
+from pipelines.shards.members import REGULAR, SPARSE, DamagedTar, Member, read_members
+from pipelines.shards.types import (
+    Damage,
+    ReadOptions,
+    Sample,
+    Shard,
+    UniqueKeys,
+    clean_text,
+    is_image,
+    over_the_cap,
+)
 from pipelines.storage import Folder
 
-BLOCK = 512
-MAX_EXTENDED_BYTES = 1 << 20  # of one PAX or GNU long-name header
-REGULAR = (b"0", b"\0", b"7")
-GZIP_ERRORS = (EOFError, gzip.BadGzipFile, zlib.error)
 LABELS = ("cls", "txt", "json")
-
-
-class _Damaged(Exception):
-    def __init__(self, position: int, reason: str) -> None:
-        super().__init__(reason)
-        self.damage = Damage(position, reason)
-
-
-@dataclass
-class _Member:
-    name: str
-    offset: int  # of the data, in the uncompressed tar
-    data: bytes
-
-
-@dataclass
-class _Group:
-    """The members of one sample: same name up to the first dot of its last part."""
-
-    name: str
-    image: _Member | None = None
-    labels: dict[str, bytes] = field(default_factory=dict)
+MAX_LABEL_BYTES = 1 << 20
+GZIP = b"\x1f\x8b"
+OTHER_COMPRESSIONS = {b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+_KINDS = {ord("1"): "a hard link", ord("2"): "a symbolic link", SPARSE: "a sparse file"}
 
 
 def read_tar(folder: Folder, shard: Shard, options: ReadOptions) -> Iterator[Sample | Damage]:
-    """Samples of a tar (or gzip'ed tar): the first image of each group, label from .cls, .txt or
-    .json.
+    """Samples of a tar or gzip'ed tar, with the range of their bytes in a plain one.
+
+    The object's identity is checked once more before its Damage, or its last sample, is given: an
+    object that was replaced while it was read is not damage.
     """
     if shard.size == 0:
         yield Damage(0, "empty object")
         return
-    zipped = not shard.source.lower().endswith(".tar")
-    unique, group = UniqueKeys(), _Group("")
+    damage: Damage | None = None
     with folder.stream(shard.source, shard.etag) as raw:
-        counted = _Counted(raw, shard.size)
-        stream: BinaryIO = gzip.GzipFile(fileobj=counted) if zipped else counted  # type: ignore[assignment]
+        head = raw.peek(8)[:8]  # type: ignore[attr-defined]
+        zipped = head.startswith(GZIP)
+        samples = _Samples(options, ranged=not zipped)
         try:
-            for member in _members(stream, options):
-                stem, extension = _split(member.name)
-                if stem != group.name:
-                    yield from _sample(group, unique, ranged=not zipped)
-                    group = _Group(stem)
-                if is_image(member.name):
-                    group.image = group.image or member
-                elif extension in LABELS:
-                    group.labels.setdefault(extension, member.data)
-        except _Damaged as damaged:
-            if group.image is not None:
-                yield from _sample(group, unique, ranged=not zipped)
-            yield damaged.damage
+            _refuse_other_compressions(head)
+            stream = cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if zipped else raw
+            cap = options.max_shard_bytes if zipped else None
+            for member in read_members(stream, samples.wants, options.max_members, cap):
+                yield from samples.add(member)
+        except DamagedTar as damaged:
+            damage = damaged.damage
+    yield from samples.finish()
+    if damage is not None:
+        yield damage
+
+
+def _refuse_other_compressions(head: bytes) -> None:
+    for magic, name in OTHER_COMPRESSIONS.items():
+        if head.startswith(magic):
+            raise DamagedTar(0, f"compressed by {name}; pack it as .tar or .tar.gz")
+
+
+@dataclass
+class _Group:
+    """The members of one sample."""
+
+    key: str = ""
+    extensions: set[str] = field(default_factory=set)
+    plain: Member | None = None
+    other: Member | None = None
+    labels: dict[str, bytes] = field(default_factory=dict)
+
+
+class _Samples:
+    """Members in, samples out, one group behind."""
+
+    def __init__(self, options: ReadOptions, *, ranged: bool) -> None:
+        self._options, self._ranged = options, ranged
+        self._unique, self._group = UniqueKeys(), _Group()
+
+    def wants(self, name: str, kind: int, size: int) -> bool:
+        """Whether a member's data is worth holding."""
+        if kind not in REGULAR:
+            return False
+        if is_image(name):
+            return size <= self._options.max_member_bytes
+        return name.rpartition(".")[2].lower() in LABELS and size <= MAX_LABEL_BYTES
+
+    def add(self, member: Member) -> Iterator[Sample]:
+        """Take a member; gives the sample before it when it begins another."""
+        if _is_foreign(member.name):
             return
-    yield from _sample(group, unique, ranged=not zipped)
+        key, extension = split_name(member.name)
+        if key != self._group.key or extension in self._group.extensions:
+            yield from self.finish()
+            self._group = _Group(key)
+        group = self._group
+        group.extensions.add(extension)
+        if is_image(member.name):
+            if "." not in extension:
+                group.plain = group.plain or member
+            else:
+                group.other = group.other or member
+        elif member.data is not None:
+            group.labels.setdefault(extension.rpartition(".")[2], member.data)
 
-
-class _Counted(io.RawIOBase):
-    """Reads that may end only where the object ends: an early end is the storage's fault, not
-    damage.
-    """
-
-    def __init__(self, raw: BinaryIO, size: int) -> None:
-        self._raw, self._left = raw, size
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        data = self._raw.read(size)
-        self._left -= len(data)
-        if self._left > 0 and (not data or (size > 0 and len(data) < size)):
-            raise StorageError(f"the object ended {self._left} bytes early; it will be read again")
-        return data
-
-
-def _members(stream: BinaryIO, options: ReadOptions) -> Iterator[_Member]:
-    """Every regular member of an uncompressed tar stream. Raises _Damaged unless it ends as it
-    should.
-    """
-    at, long_name = 0, None
-    for _ in range(options.max_members):
-        header = _read(stream, BLOCK, at, "header")
-        if not header.strip(b"\0"):
-            _check_end(stream, at + BLOCK)
+    def finish(self) -> Iterator[Sample]:
+        """The sample of the group at hand, if it has an image."""
+        group, self._group = self._group, _Group()
+        image = group.plain or group.other
+        if image is None:
             return
-        size = _checked_size(header, at)
-        kind = header[156:157]
-        if kind in (b"x", b"g", b"L", b"K") and size > MAX_EXTENDED_BYTES:
-            raise _Damaged(at, f"extended header of {size} bytes is over the cap")
-        if size > options.max_member_bytes:
-            raise _Damaged(
-                at, f"member of {size} bytes is over the cap of {options.max_member_bytes}"
-            )
-        if at + size > options.max_shard_bytes:
-            raise _Damaged(at, f"more than {options.max_shard_bytes} bytes after decompression")
-        data = _read(stream, -(-size // BLOCK) * BLOCK, at + BLOCK, "member")[:size]
-        name, start = long_name or _name_of(header), at + BLOCK
-        at += BLOCK + -(-size // BLOCK) * BLOCK
-        if kind == b"L":
-            long_name = data.rstrip(b"\0").decode("utf-8", "replace")
-        elif kind == b"x":
-            long_name = _pax_path(data) or long_name
-        elif kind not in (b"g", b"K"):
-            long_name = None
-            if kind in REGULAR and _is_safe(name):
-                yield _Member(name, start, data)
-    raise _Damaged(at, f"more than {options.max_members} members")
+        key, label = self._unique(group.key), _label(group.labels)
+        error = self._refusal(image)
+        if error is not None or image.data is None:
+            yield Sample(key, b"", label, error=error)
+            return
+        place = (image.offset, image.size) if self._ranged else (None, None)
+        yield Sample(key, image.data, label, *place)
+
+    def _refusal(self, image: Member) -> str | None:
+        if image.kind not in REGULAR:
+            return f"{_KINDS.get(image.kind, 'not a regular file')}, which is never read"
+        if image.name.startswith("/") or ".." in image.name.split("/"):
+            return "its path leads out of the tar"
+        return over_the_cap(image.size, self._options)
 
 
-def _read(stream: BinaryIO, size: int, at: int, what: str) -> bytes:
-    try:
-        parts, got = [], 0
-        while got < size:
-            part = stream.read(size - got)
-            if not part:
-                raise _Damaged(
-                    at + got, f"cut within a {what}" if got else f"ends before the next {what}"
-                )
-            parts.append(part)
-            got += len(part)
-        return b"".join(parts)
-    except GZIP_ERRORS as error:
-        raise _Damaged(at, f"damaged gzip stream: {error}") from error
+def split_name(name: str) -> tuple[str, str]:
+    """A member's sample key and its extension, lower case: "d/x.seg.png" -> ("d/x", "seg.png")."""
+    while name.startswith("./"):
+        name = name[2:]
+    folder, slash, base = name.rpartition("/")
+    parts = base.split(".")
+    middle = range(1, len(parts) - 1)
+    last = max((i for i in middle if any(c.isdigit() for c in parts[i])), default=0)
+    key, extension = ".".join(parts[: last + 1]), ".".join(parts[last + 1 :])
+    return f"{folder}{slash}{key}", extension.lower()
 
 
-def _check_end(stream: BinaryIO, at: int) -> None:
-    """After the first zero block: one more, and then nothing but zeros."""
-    if _read(stream, BLOCK, at, "end marker").strip(b"\0"):
-        raise _Damaged(at - BLOCK, "a header is zeroed: one empty block, then more data")
-    try:
-        while rest := stream.read(1 << 20):
-            at += len(rest)
-            if rest.strip(b"\0"):
-                raise _Damaged(at, "data after the end marker")
-    except GZIP_ERRORS as error:
-        raise _Damaged(at, f"damaged gzip stream: {error}") from error
-
-
-def _checked_size(header: bytes, at: int) -> int:
-    """The member's size in bytes, once the header's checksum is found right."""
-    stored = _number(header[148:156])
-    if stored != sum(header) - sum(header[148:156]) + 8 * 32:
-        raise _Damaged(at, "header checksum is wrong")
-    size = _number(header[124:136])
-    if size is None or size < 0:
-        raise _Damaged(at, "header gives no size")
-    return size if header[156:157] in (*REGULAR, b"x", b"g", b"L", b"K") else 0
-
-
-def _number(text: bytes) -> int | None:
-    if text[0] & 0x80:  # base-256, for sizes of 8 GiB and more
-        return int.from_bytes(bytes([text[0] & 0x7F]) + text[1:], "big")
-    try:
-        return int(text.strip(b" \0") or b"0", 8)
-    except ValueError:
-        return None
-
-
-def _name_of(header: bytes) -> str:
-    name = header[:100].split(b"\0", 1)[0]
-    prefix = header[345:500].split(b"\0", 1)[0] if header[257:262] == b"ustar" else b""
-    return (prefix + b"/" + name if prefix else name).decode("utf-8", "replace")
-
-
-def _pax_path(data: bytes) -> str | None:
-    """The path of a PAX header: records of "length key=value newline"."""
-    while data:
-        length, _, _ = data.partition(b" ")
-        if not length.isdigit() or not 0 < int(length) <= len(data):
-            return None
-        record = data[len(length) + 1 : int(length)].rstrip(b"\n")
-        if record.startswith(b"path="):
-            return record[5:].decode("utf-8", "replace")
-        data = data[int(length) :]
-    return None
-
-
-def _is_safe(name: str) -> bool:
+def _is_foreign(name: str) -> bool:
+    # What macOS puts beside each file has its extension but is no image.
     parts = name.split("/")
-    hidden = parts[-1].startswith(("._", ".DS_Store"))
-    return bool(parts[-1]) and not name.startswith("/") and ".." not in parts and not hidden
-
-
-def _split(name: str) -> tuple[str, str]:
-    folder, slash, base = name.removeprefix("./").rpartition("/")
-    stem, _, extensions = base.partition(".")
-    return f"{folder}{slash}{stem}", extensions.rpartition(".")[2].lower()
-
-
-def _sample(group: _Group, unique: UniqueKeys, *, ranged: bool) -> Iterator[Sample]:
-    if group.image is None:
-        return
-    image = group.image
-    offset, length = (image.offset, len(image.data)) if ranged else (None, None)
-    yield Sample(unique(group.name), image.data, _label(group.labels), offset, length)
+    return parts[-1].startswith("._") or "__MACOSX" in parts
 
 
 def _label(labels: dict[str, bytes]) -> str | None:
     for kind in ("cls", "txt"):
         if kind in labels:
-            return labels[kind].decode("utf-8", "replace").strip()[:1000] or None
+            return clean_text(labels[kind].decode("utf-8", "replace")) or None
     try:
         found = json.loads(labels.get("json", b"null"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if isinstance(found, dict):
         for name in ("label", "class", "cls"):
-            if isinstance(found.get(name), str | int):
-                return str(found[name])[:1000]
+            if isinstance(found.get(name), str | int | float):
+                return clean_text(str(found[name])) or None
     return None

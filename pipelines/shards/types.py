@@ -53,13 +53,17 @@ class Shard:
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """Columns of Parquet inputs, and caps: a shard that breaks one is damaged there."""
+    """Columns of Parquet inputs, and caps.
+
+    An image over max_member_bytes is rejected; a gzip'ed tar over max_shard_bytes once
+    decompressed, a Parquet file over them, and a tar over max_members are damaged there.
+    """
 
     image_column: str = "image"
     key_column: str | None = None
     label_column: str | None = None
     max_member_bytes: int = 256 * MIB
-    max_shard_bytes: int = 64 * 1024 * MIB  # after decompression
+    max_shard_bytes: int = 64 * 1024 * MIB
     max_members: int = 10_000_000
 
 
@@ -69,7 +73,8 @@ class Sample:
 
     offset, length: where the bytes lie in the shard's object, in bytes; None where they cannot be
     read by a range (gzip, Parquet). item_etag: content identity of the image's own object, in
-    folders.
+    folders. error: why the bytes were not read (``data`` is empty then): the image is rejected with
+    it.
     """
 
     key: str
@@ -78,11 +83,14 @@ class Sample:
     offset: int | None = None
     length: int | None = None
     item_etag: str | None = None
+    error: str | None = None
 
 
 @dataclass(frozen=True)
 class Damage:
-    """The shard ends badly at byte (or row group) ``position``; all whole samples came before."""
+    """The shard ends badly at ``position``: a byte of the (uncompressed) tar, or a row of the
+    Parquet file. All whole samples came before.
+    """
 
     position: int
     reason: str
@@ -100,8 +108,13 @@ class UniqueKeys:
     def __call__(self, key: str) -> str:
         key = f"!{key}" if key.startswith("!") else key
         times = self._seen.get(key, 0)
+        unique = f"{key}#{times}" if times else key
+        while unique in self._seen and times:  # a sample is really called so
+            times += 1
+            unique = f"{key}#{times}"
         self._seen[key] = times + 1
-        return f"{key}#{times}" if times else key
+        self._seen.setdefault(unique, 1)
+        return unique
 
 
 def suffix_of(name: str) -> str:
@@ -114,3 +127,16 @@ def suffix_of(name: str) -> str:
 def is_image(name: str) -> bool:
     """Whether the name says that it is an image."""
     return suffix_of(name) in IMAGE_SUFFIXES
+
+
+def clean_text(text: str, most: int = 1000) -> str:
+    """A label as it can be stored: stripped, bounded, valid UTF-8 without NUL."""
+    kept = text.strip()[:most].replace("\0", "")
+    return kept.encode("utf-8", "replace").decode()
+
+
+def over_the_cap(size: int, options: ReadOptions) -> str | None:
+    """Why an image of so many bytes is not read; None when it is."""
+    if size <= options.max_member_bytes:
+        return None
+    return f"{size} bytes are over the cap of {options.max_member_bytes}"
