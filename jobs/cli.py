@@ -9,6 +9,7 @@ import typer
 from jobs.console import Verbs, add, run
 from jobs.demo import demo
 from jobs.embed import embed
+from jobs.gc import gc
 from jobs.index import index
 from jobs.models import models
 from jobs.publish import publish
@@ -59,6 +60,7 @@ for command in (
     status,
     models,
     verify,
+    gc,
     publish,
 ):
     add(app, command)

@@ -7,6 +7,7 @@ storage gives to an object written just now.
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,7 +17,6 @@ from typing import Any
 from pipelines.errors import StorageError
 from pipelines.storage import Folder
 
-PROBE = "runs/.clock"
 _NAMES = ("LastModified", "last_modified", "updated", "mtime", "timeCreated", "created")
 
 
@@ -49,12 +49,16 @@ def aged(folder: Folder, prefix: str = "") -> list[Aged]:
 
 
 def clock(store: Folder) -> float:
-    """What time it is for the storage, in seconds since 1970."""
-    store.write(PROBE, b"")
-    for found in aged(store, "runs"):
-        if found.path == PROBE:
-            return found.changed
-    raise StorageError(f"{store.url}/{PROBE} was written and is not listed; run again")
+    """What time it is for the storage, in seconds since 1970; leaves nothing behind."""
+    probe = f"runs/.clock-{secrets.token_hex(8)}"
+    store.write(probe, b"now")
+    try:
+        found = [entry.changed for entry in aged(store, "runs") if entry.path == probe]
+    finally:
+        store.delete(probe)
+    if not found:
+        raise StorageError(f"{store.url}/{probe} was written and is not listed; run again")
+    return found[0]
 
 
 def _local(root: Path, prefix: str) -> Iterator[Aged]:

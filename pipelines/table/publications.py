@@ -94,6 +94,10 @@ class PublicationLog:
         """Every publication, oldest first."""
         return self._read([path for _, path in sorted(self._files())])
 
+    def paths(self) -> dict[int, str]:
+        """The file of each row by its ``seq``, relative to STORE/publications."""
+        return dict(self._files())
+
     def live(self) -> PublicationRow | None:
         """The publication that queries use: the highest ``seq``."""
         files = self._files()
@@ -143,14 +147,14 @@ class PublicationLog:
             raise TableError(f"{self._log.folder.url}: nothing was committed; run again")
         return restored
 
-    def forget(self, seqs: Collection[int]) -> list[PublicationRow]:
-        """Drop rows from the log in one commit, the live one never; what was dropped."""
+    def forget(self, seqs: Collection[int], live_too: bool = False) -> list[PublicationRow]:
+        """Drop rows from the log in one commit; the live one only with ``live_too``."""
         dropped: list[PublicationRow] = []
 
         def propose() -> Change | None:
             nonlocal dropped
-            files = sorted(self._files())[:-1]
-            paths = [path for seq, path in files if seq in seqs]
+            files = sorted(self._files())
+            paths = [path for seq, path in files[: None if live_too else -1] if seq in seqs]
             dropped = self._read(paths)
             return Change(removed=paths) if paths else None
 
