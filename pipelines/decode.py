@@ -5,89 +5,176 @@
 | grey 8 bit, 1 bit (0 / 255) | uint8 (H, W) |
 | grey 16 bit (PNG, TIFF, PGM) | uint16 (H, W) |
 | 32-bit integer or float TIFF | float32 (H, W) |
-| RGB, palette, CMYK, YCbCr, Lab | uint8 (H, W, 3); a palette image that shows greys alone (H, W) |
+| RGB, palette, CMYK, YCbCr | uint8 (H, W, 3); a palette of greys alone (H, W) |
 | alpha, also in palettes | composited over black, then as above |
 | TIFF of other channel counts or 16-bit colour | as stored, (H, W, C), by tifffile |
-| EXIF orientation | applied |
+| orientation (EXIF, TIFF) | applied |
 | animation, multi-page | first frame |
 
-Formats come from an allow-list, so that a script or a vector file in disguise reaches no parser.
+Colour profiles are not applied. Formats come from an allow-list, so that a script or a vector file
+in disguise reaches no parser. A rejection gives one reason: ``empty object``, ``not an image``,
+``unsupported format``, ``no pixels``, ``over the cap``, ``damaged: truncated`` or ``damaged``.
 """
 
 from __future__ import annotations
 
 import io
+import re
+import threading
 import warnings
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from pipelines.errors import Rejected
+from pipelines.tiff import TIFF_MAGIC, Caps, finite, is_scientific, oriented, read_tiff
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM")
-TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+ORIENTATION = 0x0112
+ROWS_AT_ONCE = 256
+_EXIF_PLACES = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}
+_OURS = {
+    b"\x89PNG\r\n\x1a\n": "PNG",
+    b"\xff\xd8\xff": "JPEG",
+    b"GIF8": "GIF",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"II+\0": "TIFF",
+    b"MM\0+": "TIFF",
+}
+_OTHERS = {
+    b"%!PS": "PostScript",
+    b"%PDF": "PDF",
+    b"8BPS": "Photoshop",
+    b"\0\0\0\x0cjP  ": "JPEG 2000",
+    b"\xff\x0a": "JPEG XL",
+    b"\0\0\0\x0cJXL ": "JPEG XL",
+    b"\0\0\1\0": "icon",
+    b"SIMPLE  =": "FITS",
+    b"\x89HDF\r\n": "HDF5",
+    b"DDS ": "DDS",
+    b"v/1\1": "OpenEXR",
+    b"qoif": "QOI",
+    b"<svg": "SVG",
+    b"<?xml": "XML or SVG",
+}
+_PNM = re.compile(rb"P[1-6]\s+\d")
+_BRANDS = {b"avif": "AVIF", b"avis": "AVIF", b"heic": "HEIC", b"heix": "HEIC", b"mif1": "HEIF"}
 
 Pixels = NDArray[Any]
+__all__ = ["Caps", "decode", "encode_thumbnail"]
 
 
-@dataclass(frozen=True)
-class Caps:
-    """The most an image may have before it is decoded, in pixels and in bytes once decoded."""
-
-    max_pixels: int = 64_000_000
-    max_bytes: int = 512 << 20
-
-
-def decode(data: bytes, caps: Caps = Caps()) -> Pixels:
+def decode(data: bytes, caps: Caps = Caps()) -> Pixels:  # noqa: B008 - frozen
     """Encoded bytes -> contiguous uint8, uint16 or float32 (H, W) or (H, W, C).
 
-    Raises Rejected with the reason.
+    Raises Rejected with the reason. Safe to call from several threads.
     """
     if not data:
-        raise Rejected("empty: 0 bytes")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        raise Rejected("empty object: 0 bytes")
+    with _quiet_decoders():
         try:
             return _decode(data, caps)
         except Rejected:
             raise
         except MemoryError as error:
             raise Rejected("too large for memory") from error
-        except (
-            Exception
-        ) as error:  # decoders raise what they like; the image is rejected with their word
-            reason = " ".join(str(error).split())[:160] or type(error).__name__
-            raise Rejected(f"damaged: {reason}") from error
+        except Exception as error:  # decoders raise what they like; their word is the reason
+            raise Rejected(f"damaged: {_reason(data, error)}") from error
+
+
+class _Quiet:
+    """Pillow's warnings stay silent while any thread decodes; `warnings` has no such lock."""
+
+    lock = threading.Lock()
+    inside = 0
+    caught: Any = None
+
+
+@contextmanager
+def _quiet_decoders() -> Iterator[None]:
+    with _Quiet.lock:
+        if _Quiet.inside == 0:
+            _Quiet.caught = warnings.catch_warnings()
+            _Quiet.caught.__enter__()
+            warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
+        _Quiet.inside += 1
+    try:
+        yield
+    finally:
+        with _Quiet.lock:
+            _Quiet.inside -= 1
+            if _Quiet.inside == 0:
+                _Quiet.caught.__exit__(None, None, None)
 
 
 def _decode(data: bytes, caps: Caps) -> Pixels:
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as error:
-        if data[:4] in TIFF_MAGIC:
-            return _scientific_tiff(data, caps)
-        raise Rejected(
-            "not an image of a known format (PNG, JPEG, WebP, BMP, GIF, TIFF, PNM)"
-        ) from error
+        values = read_tiff(data, caps) if data[:4] in TIFF_MAGIC else None
+        if values is None:
+            raise Rejected(_unidentified(data)) from error
+        return values
     except Image.DecompressionBombError as error:
         raise Rejected(f"over the cap of {caps.max_pixels} pixels") from error
     with image:
-        _check_size(*image.size, caps)
-        if image.format == "TIFF" and _is_scientific(image):
-            return _scientific_tiff(data, caps)
+        caps.check(*image.size)
+        if image.format == "TIFF" and is_scientific(image):
+            values = read_tiff(data, caps)
+            if values is not None:
+                return values
         image.load()
-        turned = ImageOps.exif_transpose(image)
-        return np.ascontiguousarray(_pixels(turned))
+        return np.ascontiguousarray(oriented(_pixels(image), _orientation(image)))
 
 
-def _check_size(width: int, height: int, caps: Caps) -> None:
-    if width < 1 or height < 1:
-        raise Rejected(f"no pixels: {width}x{height}")
-    if width * height > caps.max_pixels:
-        raise Rejected(f"{width}x{height} is over the cap of {caps.max_pixels} pixels")
+def _unidentified(data: bytes) -> str:
+    """Why no decoder took it: one of our formats, spoilt; another format; no image at all."""
+    name = _ours(data)
+    if name == "PNG" and bytes(4) in (data[16:20], data[20:24]):
+        width, height = (int.from_bytes(data[i : i + 4], "big") for i in (16, 20))
+        return f"no pixels: {width}x{height}"
+    if name is not None:
+        return f"damaged: truncated or spoilt header of a {name}"
+    if data[4:8] == b"ftyp" and data[8:12] in _BRANDS:
+        return f"unsupported format: {_BRANDS[data[8:12]]}"
+    head = data[:256].lstrip()
+    for magic, other in _OTHERS.items():
+        if head.startswith(magic):
+            return f"unsupported format: {other} (not an image that is read)"
+    return "not an image of a known format (PNG, JPEG, WebP, BMP, GIF, TIFF, PNM)"
+
+
+def _ours(data: bytes) -> str | None:
+    for magic, name in _OURS.items():
+        if data.startswith(magic):
+            return name
+    if data[:4] == b"RIFF" and b"WEBP".startswith(data[8:12]):
+        return "WebP"
+    if data[:2] == b"BM" and bytes(4).startswith(data[6:10]):
+        return "BMP"
+    return "PNM" if _PNM.match(data) else None
+
+
+def _reason(data: bytes, error: Exception) -> str:
+    words = " ".join(str(error).split())[:160] or type(error).__name__
+    truncated = isinstance(error, EOFError) or "truncated" in words.lower()
+    if data[:4] == b"RIFF":
+        truncated = len(data) < 8 + int.from_bytes(data[4:8], "little")
+    return f"truncated ({words})" if truncated else words
+
+
+def _orientation(image: Image.Image) -> int:
+    if image.format != "TIFF" and not _EXIF_PLACES & image.info.keys():
+        return 1
+    try:
+        return int(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # a spoilt EXIF block does not spoil the picture
+        return 1
 
 
 def _pixels(image: Image.Image) -> Pixels:
@@ -98,92 +185,67 @@ def _pixels(image: Image.Image) -> Pixels:
         return np.asarray(image)
     if mode.startswith("I;16"):
         return np.asarray(image).astype(np.uint16)
-    if mode == "I":
-        return _integers(np.asarray(image))
+    if mode == "I":  # a 16-bit PGM, or 32-bit integers of a TIFF
+        whole = np.asarray(image)
+        return whole.astype(np.uint16 if image.format == "PPM" else np.float32)
     if mode == "F":
-        return np.asarray(image, np.float32)
+        return finite(np.asarray(image, np.float32))
     if mode in ("LA", "La"):
         return _over_black(np.asarray(image.convert("LA")))[..., 0]
-    if mode in ("RGBA", "RGBa", "PA") or (mode == "P" and "transparency" in image.info):
-        return _grey_if_grey(_over_black(np.asarray(image.convert("RGBA"))), palette=mode[0] == "P")
-    if mode == "P":
-        return _grey_if_grey(np.asarray(image.convert("RGB")), palette=True)
+    if mode in ("P", "PA"):
+        return _from_palette(image)
+    if mode in ("RGBA", "RGBa"):
+        return _over_black(np.asarray(image.convert("RGBA")))
     return np.asarray(image.convert("RGB"))
 
 
-def _integers(values: Pixels) -> Pixels:
-    """Pillow reads 16-bit greys of some formats as 32-bit integers."""
-    if values.min() >= 0 and values.max() <= 65535:
-        return values.astype(np.uint16)
-    return values.astype(np.float32)
+def _from_palette(image: Image.Image) -> Pixels:
+    colours = np.frombuffer(bytes(image.getpalette("RGB") or b""), np.uint8).reshape(-1, 3)
+    if image.mode == "PA" or "transparency" in image.info:
+        pixels = _over_black(np.asarray(image.convert("RGBA")))
+    else:
+        pixels = np.asarray(image.convert("RGB"))
+    # By the palette, not by the pixels: images of one kind get one number of channels.
+    return pixels[..., 0] if (colours == colours[:, :1]).all() else pixels
 
 
 def _over_black(pixels: Pixels) -> Pixels:
     """(H, W, C + 1) uint8 with alpha last -> (H, W, C), rounded to nearest."""
-    alpha = pixels[..., -1:].astype(np.uint16)
-    return ((pixels[..., :-1] * alpha + 127) // 255).astype(np.uint8)
-
-
-def _grey_if_grey(pixels: Pixels, *, palette: bool) -> Pixels:
-    grey = (
-        palette
-        and (pixels[..., 0] == pixels[..., 1]).all()
-        and (pixels[..., 0] == pixels[..., 2]).all()
-    )
-    return pixels[..., 0] if grey else pixels
-
-
-def _is_scientific(image: Image.Image) -> bool:
-    """TIFFs that Pillow would squeeze into 8 bits, or cannot hold: 16-bit colour, float, odd
-    channels.
-    """
-    tags: Any = image.tag_v2  # type: ignore[attr-defined]
-    bits, samples = tags.get(258, (1,)), tags.get(277, 1)
-    photometric = tags.get(262, 1)
-    plain = max(bits) <= 8 and samples in (1, 3, 4) and photometric in (0, 1, 2, 3, 5, 6, 8)
-    return not plain and tags.get(274, 1) == 1
-
-
-def _scientific_tiff(data: bytes, caps: Caps) -> Pixels:
-    import tifffile
-
-    with tifffile.TiffFile(io.BytesIO(data)) as file:
-        page: Any = file.pages[0]
-        _check_size(page.imagewidth, page.imagelength, caps)
-        if page.nbytes > caps.max_bytes:
-            raise Rejected(f"{page.nbytes} bytes decoded are over the cap of {caps.max_bytes}")
-        values: Pixels = page.asarray()
-        if page.planarconfig == 2 and values.ndim == 3:
-            values = np.moveaxis(values, 0, -1)
-        if page.photometric == 0:  # white is zero
-            values = np.iinfo(values.dtype).max - values if values.dtype.kind == "u" else -values
-    if values.ndim not in (2, 3):
-        raise Rejected(f"a TIFF page of shape {values.shape}; (H, W) or (H, W, C) is expected")
-    if values.dtype not in (np.uint8, np.uint16):
-        values = values.astype(np.float32)
-    if values.dtype == np.float32 and not np.isfinite(values).all():
-        raise Rejected("holds values that are not finite numbers")
-    return np.ascontiguousarray(values)
+    out = np.empty((*pixels.shape[:2], pixels.shape[2] - 1), np.uint8)
+    for start in range(0, len(pixels), ROWS_AT_ONCE):
+        part = pixels[start : start + ROWS_AT_ONCE]
+        out[start : start + ROWS_AT_ONCE] = (
+            part[..., :-1] * part[..., -1:].astype(np.uint16) + 127
+        ) // 255
+    return out
 
 
 def encode_thumbnail(pixels: Pixels, side: int = 48, max_bytes: int = 1536) -> bytes:
     """(H, W[, C]) -> WebP of at most ``side`` pixels a side and ``max_bytes`` bytes.
 
-    Other types than uint8 are stretched to their own range; more than 3 channels show their first.
+    Other types than uint8 are stretched to their own range; of other channel counts than 3 the
+    first is shown. Quality falls, and then the side, until it fits.
     """
     if pixels.ndim == 3 and pixels.shape[2] != 3:
         pixels = pixels[..., 0]
     if pixels.dtype != np.uint8:
-        low, high = float(pixels.min()), float(pixels.max())
-        pixels = ((pixels - low) * (255.0 / max(high - low, 1e-12))).astype(np.uint8)
-    image = Image.fromarray(pixels)
-    image.thumbnail(
-        (side, side),
-        Image.Resampling.BOX if max(image.size) > 8 * side else Image.Resampling.BICUBIC,
-    )
+        step = max(1, max(pixels.shape[:2]) // (8 * side))
+        pixels = _stretched(pixels[::step, ::step])
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    large = max(image.size) > 8 * side
+    filter_ = Image.Resampling.BOX if large else Image.Resampling.BICUBIC
+    image.thumbnail((side, side), filter_)
     for quality in (80, 60, 40, 20, 5):
         buffer = io.BytesIO()
         image.save(buffer, "WEBP", quality=quality, method=2)
         if buffer.tell() <= max_bytes:
             return buffer.getvalue()
+    if side < 2:
+        raise ValueError(f"no thumbnail fits {max_bytes} bytes; allow 100 at least")
     return encode_thumbnail(np.asarray(image), side // 2, max_bytes)
+
+
+def _stretched(pixels: Pixels) -> Pixels:
+    values = pixels.astype(np.float64)
+    low, high = float(values.min()), float(values.max())
+    return ((values - low) * (255.0 / max(high - low, 1e-12))).astype(np.uint8)

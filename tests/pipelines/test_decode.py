@@ -2,15 +2,19 @@
 rejected.
 """
 
+import contextlib
 import io
 import struct
+import tracemalloc
+import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image
+from PIL import Image, ImageOps
 
 from pipelines.decode import Caps, decode, encode_thumbnail
 from pipelines.errors import Rejected
@@ -76,7 +80,10 @@ def test_conversions() -> None:
     palette = Image.fromarray(np.array([[0, 1]], np.uint8), "P")
     palette.putpalette([10, 20, 30, 40, 40, 40])
     assert decode(encoded(palette, "PNG")).tolist() == [[[10, 20, 30], [40, 40, 40]]]
-    assert decode(encoded(palette, "PNG", transparency=0)).tolist() == [[0, 40]]  # greys alone
+    assert decode(encoded(palette, "PNG", transparency=0)).tolist() == [[[0, 0, 0], [40, 40, 40]]]
+    palette.putpalette([10, 10, 10, 40, 40, 40])  # of greys alone
+    assert decode(encoded(palette, "PNG", transparency=0)).tolist() == [[0, 40]]
+    assert decode(encoded(palette, "BMP")).tolist() == [[10, 40]]
     cmyk = Image.new("CMYK", (2, 1), (0, 0, 0, 255))
     assert decode(encoded(cmyk, "TIFF")).tolist() == [[[0, 0, 0]] * 2]
     exif = Image.Exif()
@@ -108,21 +115,31 @@ def png_header(width: int, height: int) -> bytes:
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (b"", "empty: 0 bytes"),
+        (b"", "empty object: 0 bytes"),
         (b"this is text, not a picture", "not an image of a known format"),
+        (bytes(1000), "not an image of a known format"),
+        (b"8BPS" + bytes(100), "unsupported format: Photoshop"),
+        (b"\0\0\0\x1cftypavif" + bytes(100), "unsupported format: AVIF"),
+        (b"SIMPLE  =      T", "unsupported format: FITS"),
+        (b"\x89PNG\r\n\x1a\n", "damaged: truncated or spoilt header of a PNG"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"),
         (png_header(50_000, 50_000), "over the cap"),
         (png_header(13_000, 13_000), "over the cap"),
         (png_header(11_000, 8_000), "over the cap"),
-        (png_header(0, 0), ""),
-        (encoded(Image.fromarray(np.zeros((90, 90), np.uint8)), "JPEG")[:-200], ""),
+        (png_header(0, 0), "no pixels: 0x0"),
+        (png_header(0, 7), "no pixels: 0x7"),
+        (b"P5 0 0 255 ", "damaged"),
+        (
+            encoded(Image.fromarray(np.zeros((90, 90), np.uint8)), "JPEG")[:-200],
+            "damaged: truncated",
+        ),
         (
             encoded(
                 Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 50), np.uint8)),
                 "PNG",
             )[:900],
-            "",
+            "damaged: truncated",
         ),
     ],
 )
@@ -132,6 +149,157 @@ def test_rejections_have_a_reason_in_one_line(data: bytes, reason: str) -> None:
     assert reason in str(raised.value)
     assert str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+SMOOTH = (np.add.outer(np.arange(30) * 5, np.arange(40) * 2)).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("PNG", {}),
+        ("JPEG", {}),
+        ("JPEG", {"progressive": True}),
+        ("WEBP", {}),
+        ("WEBP", {"lossless": True}),
+        ("BMP", {}),
+        ("GIF", {}),
+        ("TIFF", {}),
+        ("PPM", {}),
+    ],
+)
+def test_a_cut_image_is_rejected_or_whole_never_part_grey(
+    kind: str, options: dict[str, Any]
+) -> None:
+    data = encoded(Image.fromarray(SMOOTH), kind, **options)
+    whole = decode(data)
+    for cut in range(0, len(data), 3):
+        reason = ""
+        try:
+            found = decode(data[:cut])
+        except Rejected as rejected:
+            reason = str(rejected)
+        else:
+            assert np.array_equal(found, whole), cut
+        assert reason.startswith("damaged") or not reason or cut < 8, (cut, reason)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "TIFF", "PPM", "BMP"])
+def test_noise_in_an_image_raises_nothing_else(kind: str) -> None:
+    chance = np.random.default_rng(0)
+    data = encoded(Image.fromarray(SMOOTH), kind)
+    for _ in range(60):
+        spoilt = np.frombuffer(data, np.uint8).copy()
+        at = chance.integers(0, len(spoilt), 6)
+        spoilt[at] = chance.integers(0, 256, 6)
+        with contextlib.suppress(Rejected):
+            found = decode(spoilt.tobytes(), Caps(max_pixels=1_000_000))
+            assert found.dtype in (np.uint8, np.uint16, np.float32)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_as_pillow_turns_it(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(Image.fromarray(GREY), "PNG", exif=exif)
+    with Image.open(io.BytesIO(data)) as image:
+        upright = np.asarray(ImageOps.exif_transpose(image))
+    assert np.array_equal(decode(data), upright)
+    tag = [(274, 3, 1, orientation, True)]
+    assert np.array_equal(decode(tiff(GREY, extratags=tag)), upright)
+    deep = COLOUR.astype(np.uint16) * 200
+    found = decode(tiff(deep, photometric="rgb", extratags=tag))
+    assert np.array_equal(found[..., 0], upright.astype(np.uint16) * 200)
+
+
+def test_a_spoilt_exif_block_does_not_spoil_the_picture() -> None:
+    data = encoded(Image.fromarray(GREY), "PNG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    assert np.array_equal(decode(data), GREY)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (np.array([[-5, 70_000]], np.int32), np.array([[-5, 70_000]], np.float32)),
+        (np.array([[5, 7]], np.int32), np.array([[5, 7]], np.float32)),
+        (np.array([[-5, 5]], np.int16), np.array([[-5, 5]], np.float32)),
+        (np.array([[0.5, 2]], np.float64), np.array([[0.5, 2]], np.float32)),
+        (np.array([[True, False]]), np.array([[255, 0]], np.uint8)),
+        (np.array([[1, 65535]], ">u2"), np.array([[1, 65535]], np.uint16)),
+    ],
+)
+def test_types_of_tiffs(values: np.ndarray, expected: np.ndarray) -> None:
+    found = decode(tiff(values, photometric="minisblack"))
+    assert found.dtype == expected.dtype
+    assert np.array_equal(found, expected)
+
+
+def test_tiffs_that_are_compressed(caplog: pytest.LogCaptureFixture) -> None:
+    deep = GREY.astype(np.uint16) * 257
+    for compression in ("tiff_lzw", "tiff_adobe_deflate", "packbits"):
+        found = decode(encoded(Image.fromarray(deep), "TIFF", compression=compression))
+        assert found.dtype == np.uint16
+        assert np.array_equal(found, deep)
+    colour = np.stack([deep] * 5, -1)
+    zipped = tiff(colour, photometric="minisblack", planarconfig="contig", compression="zlib")
+    assert np.array_equal(decode(zipped), colour)
+    with tifffile.TiffFile(io.BytesIO(zipped)) as file:
+        tag = file.pages[0].tags["Compression"]  # type: ignore[union-attr]
+    lzw = bytearray(zipped)
+    lzw[tag.valueoffset] = 5
+    with pytest.raises(Rejected, match="unsupported format: TIFF of 5 x 16 bits"):
+        decode(bytes(lzw))
+    assert caplog.records == []
+
+
+def test_a_deflate_bomb_in_a_tiff_is_not_unpacked() -> None:
+    small = tiff(
+        np.zeros((8, 8, 5), np.uint16),
+        photometric="minisblack",
+        planarconfig="contig",
+        compression="zlib",
+    )
+    with tifffile.TiffFile(io.BytesIO(small)) as file:
+        page = file.pages[0]
+        offsets, counts = page.tags["StripOffsets"], page.tags["StripByteCounts"]  # type: ignore[union-attr]
+    bomb = zlib.compress(bytes(64 << 20))
+    spoilt = bytearray(small + bomb)
+    for tag, value in ((offsets, len(small)), (counts, len(bomb))):
+        size = {3: 2, 4: 4, 16: 8}[int(tag.dtype)]
+        if size < 4:
+            pytest.skip("the writer chose a short count")
+        spoilt[tag.valueoffset : tag.valueoffset + size] = value.to_bytes(size, "little")
+    tracemalloc.start()
+    with pytest.raises(Rejected, match="unpacks to more bytes"):
+        decode(bytes(spoilt))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 << 20
+
+
+def test_nothing_leaks_to_warnings_or_logs(
+    recwarn: pytest.WarningsRecorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    palette = Image.fromarray(GREY).convert("P")
+    hostile = [
+        png_header(13_000, 13_000),  # Pillow's bomb warning
+        encoded(palette, "PNG", transparency=bytes([1, 2, 3])),
+        tiff(np.zeros((40, 40, 5), np.uint16), photometric="minisblack")[:300],
+        encoded(Image.fromarray(GREY), "TIFF")[:-8],
+        encoded(Image.fromarray(GREY), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"),
+    ]
+    before = list(warnings.filters)
+
+    def decode_all(_: int) -> None:
+        for data in hostile:
+            with contextlib.suppress(Rejected):
+                decode(data)
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(decode_all, range(40)))
+    assert list(recwarn) == []
+    assert caplog.records == []
+    assert warnings.filters == before
 
 
 def test_the_cap_is_an_argument() -> None:
