@@ -1,46 +1,50 @@
 """Duplicates: byte-equal by digest, near ones by embedding, turned and mirrored copies among them.
 
 A near pair is proposed by the index (score above a threshold) and confirmed on pixels: the two
-thumbnails, one turned by each element of the group, must correlate. Cost follows the number of
-proposals, never all pairs.
+thumbnails, one turned by each element of the group, must agree down to their fine detail. Cost
+follows the number of proposals, never all pairs.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter, rotate
 
 from eqmodel.actions import best_pose
 from eqmodel.groups import FiniteGroup
 from pipelines.index import Neighbours, Rows
-from pipelines.pictures import Pose, apply_pose, fit, open_picture, poses_of
+from pipelines.pictures import Pose, fit, open_picture, poses_of
 
 Ints = NDArray[np.int64]
 Thumbnails = Callable[[Collection[int]], Mapping[int, bytes]]
 """image_ids -> thumbnails of those that have one."""
 
-SIDE = 32
+SIDE, BATCH = 32, 2048
+DETAIL, NOISE = 1.0, 8.0
+"""Fine detail is what a blur of ``DETAIL`` pixels removes; below ``NOISE`` grey levels (root
+mean square) it is what compression left."""
 POSE_BONUS = 0.002
 """By which the pose that the pose codes prefer wins over one that fits the pixels no better."""
 
 
 @dataclass(frozen=True)
 class DuplicateOptions:
-    """``threshold`` on the score proposes a pair, ``agreement`` of aligned thumbnails confirms it.
+    """A score of ``threshold`` proposes a pair, ``agreement`` of the aligned thumbnails confirms.
 
     Where an image has no thumbnail only a score of ``certain`` counts. At most ``max_pairs`` of
     the best-scoring proposals are looked at.
     """
 
-    threshold: float = 0.985
-    agreement: float = 0.985
+    threshold: float = 0.93
+    agreement: float = 0.96
     certain: float = 0.9999
-    max_pairs: int = 100_000
+    max_pairs: int = 200_000
 
 
 @dataclass(frozen=True)
@@ -134,41 +138,50 @@ class Looks:
         self.rows, self.group, self.poses = rows, group, poses_of(group)
         ids = rows.ids
         found = thumbnails({int(ids[row]) for row in wanted})
-        self._place: dict[int, int] = {}
-        seen: list[list[NDArray[np.float32]]] = []
+        self._place = np.full(len(rows), -1, np.int64)
+        seen: list[NDArray[np.uint8]] = []
         for row in wanted.tolist():
             picture = open_picture(found.get(int(ids[row])))
             if picture is not None:
                 self._place[row] = len(seen)
-                seen.append([_signature(apply_pose(picture, pose)) for pose in self.poses])
-        self._seen = np.array(seen, np.float32).reshape(len(seen), group.order, SIDE * SIDE)
+                seen.append(np.asarray(fit(picture, SIDE).convert("L")))
+        self._seen = np.array(seen, np.uint8).reshape(len(seen), SIDE, SIDE)
 
-    def compare(self, reference: int, others: Iterable[int]) -> list[tuple[Pose, float | None]]:
-        """For each other row the pose with reference = g(other), and the correlation after it."""
+    def agreements(self, pairs: Ints) -> NDArray[np.float32]:
+        """(P, 2) pairs of rows -> (P, order): how well the left equals g(right), -1 unseen."""
+        found = np.full((len(pairs), self.group.order), -1.0, np.float32)
+        places = self._place[pairs]
+        both = np.flatnonzero((places >= 0).all(1))
+        for start in range(0, len(both), BATCH):
+            part = both[start : start + BATCH]
+            left, right = (self._seen[places[part, side]] for side in (0, 1))
+            found[part] = agreement_under(left, right, self.poses)
+        return found
+
+    def compare(self, reference: int, others: list[int]) -> list[tuple[Pose, float | None]]:
+        """For each other row the pose with reference = g(other), and how well it fits."""
+        pairs = np.array([(reference, other) for other in others], np.int64)
+        fits = self.agreements(pairs)
         found: list[tuple[Pose, float | None]] = []
-        for other in others:
+        for other, fit_of in zip(others, fits, strict=True):
             preferred = self._by_codes(reference, other)
-            if reference not in self._place or other not in self._place:
+            if fit_of[0] < -0.999:
                 found.append((self.poses[preferred], None))
                 continue
-            fits = self._seen[self._place[other]] @ self._seen[self._place[reference], 0]
-            biased = fits.copy()
+            biased = fit_of.copy()
             biased[preferred] += POSE_BONUS
             best = int(biased.argmax())
-            found.append((self.poses[best], round(float(fits[best]), 4)))
+            found.append((self.poses[best], round(float(fit_of[best]), 4)))
         return found
 
     def agree(self, pairs: Ints, options: DuplicateOptions) -> NDArray[np.bool_]:
         """(P, 2) pairs of rows -> (P,): whether each holds on pixels, or by a certain score."""
-        agreed = np.zeros(len(pairs), bool)
-        for number, (left, right) in enumerate(pairs.tolist()):
-            if left in self._place and right in self._place:
-                turned = self._seen[self._place[right]]
-                best = float((turned @ self._seen[self._place[left], 0]).max())
-                agreed[number] = best >= options.agreement
-            else:
-                score = float(self.rows.vectors[left] @ self.rows.vectors[right])
-                agreed[number] = score >= options.certain
+        if not len(pairs):
+            return np.zeros(0, bool)
+        unseen = (self._place[pairs] < 0).any(1)
+        agreed: NDArray[np.bool_] = self.agreements(pairs).max(1) >= options.agreement
+        left, right = (self.rows.vectors[pairs[unseen, side]] for side in (0, 1))
+        agreed[unseen] = np.einsum("pd,pd->p", left, right) >= options.certain
         return agreed
 
     def _by_codes(self, reference: int, other: int) -> int:
@@ -178,13 +191,59 @@ class Looks:
         return int(best_pose(poses[reference], poses[other][None], self.group)[0])
 
 
-def _signature(picture: Any) -> NDArray[np.float32]:
-    """Grey, SIDE x SIDE, zero mean, unit length: inner products are correlations."""
-    grey = np.asarray(fit(picture, SIDE).convert("L"), np.float32).ravel()
-    grey -= grey.mean()
-    length = float(np.linalg.norm(grey))
-    # A picture without any contrast looks like every other such picture.
-    return grey / length if length > 1e-3 else np.full(SIDE * SIDE, 1.0 / SIDE, np.float32)
+def agreement_under(
+    left: NDArray[np.uint8], right: NDArray[np.uint8], poses: Sequence[Pose]
+) -> NDArray[np.float32]:
+    """Grey pictures (P, S, S) -> (P, len(poses)): how well each left equals its turned right.
+
+    The smaller of two correlations, of the pictures and of their fine detail: two trousers have
+    one outline, but not the same folds. Measured on clothes of 28 x 28 pixels, with thumbnails
+    as stored: of 300 copies each, turned, re-encoded (JPEG 90) or enlarged, all reach 0.97; of the
+    three nearest other images of 4,000, nine reach 0.96.
+    """
+    first = [_normal(part, floor) for part, floor in _looks(left)]
+    second = _looks(right)
+    found = np.empty((len(left), len(poses)), np.float32)
+    for number, pose in enumerate(poses):
+        turned = [_normal(_turned(part, pose), floor) for part, floor in second]
+        fits = [
+            np.einsum("pf,pf->p", a, b) + common_a * common_b
+            for (a, common_a), (b, common_b) in zip(first, turned, strict=True)
+        ]
+        found[:, number] = np.minimum(fits[0], fits[1])
+    return found
+
+
+def _looks(pictures: NDArray[np.uint8]) -> list[tuple[NDArray[np.float32], float]]:
+    """The pictures and their fine detail, each with the contrast below which it is noise."""
+    values = pictures.astype(np.float32)
+    detail = values - gaussian_filter(values, (0, DETAIL, DETAIL))
+    return [(values - values.mean((1, 2), keepdims=True), 1.0), (detail, NOISE)]
+
+
+def _normal(
+    pictures: NDArray[np.float32], floor: float
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Unit vectors (P, S * S) with, as one more coordinate, the share that ``floor`` takes.
+
+    So two pictures without contrast are alike, as they should be, and noise counts for nothing.
+    """
+    flat = pictures.reshape(len(pictures), -1)
+    noise = floor * SIDE
+    length = np.sqrt((flat * flat).sum(1) + noise * noise)
+    return flat / length[:, None], noise / length
+
+
+def _turned(pictures: NDArray[np.float32], pose: Pose) -> NDArray[np.float32]:
+    if pose.mirror:
+        pictures = pictures[:, :, ::-1]
+    quarters, rest = divmod(pose.angle_degrees % 360, 90)
+    if not rest:
+        return np.rot90(pictures, int(quarters), (1, 2))
+    turned: NDArray[np.float32] = rotate(
+        pictures, pose.angle_degrees, (1, 2), reshape=False, order=1, mode="nearest"
+    )
+    return turned
 
 
 def _components(pairs: Ints) -> Iterator[list[int]]:

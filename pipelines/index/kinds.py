@@ -262,7 +262,7 @@ def kmeans(
     *,
     seed: int = 0,
     threads: int = 0,
-    rounds: int = 25,
+    rounds: int = 60,
     start: Vectors | None = None,
 ) -> Vectors:
     """Spherical k-means: centroids (k, d) float32 of unit length for unit rows (N, d), N >= k.
@@ -277,7 +277,7 @@ def kmeans(
         spherical=True,
         seed=seed,
         min_points_per_centroid=1,
-        max_points_per_centroid=4096,
+        max_points_per_centroid=max(1, len(vectors)),  # the caller has taken its sample
         init_method=faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS,
     )
     algorithm.train(np.ascontiguousarray(vectors, np.float32), init_centroids=start)

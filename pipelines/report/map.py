@@ -70,7 +70,7 @@ def _tsne(flat: NDArray[np.float32], seed: int, threads: int) -> NDArray[np.floa
         perplexity=perplexity,
         init=start,
         learning_rate="auto",
-        max_iter=750,
+        max_iter=500,
         random_state=seed,
         n_jobs=threads or None,
     )
