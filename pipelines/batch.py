@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from pipelines import guards
 from pipelines.config import EmbedSettings
 from pipelines.errors import InputError
+from pipelines.faults import faultpoint
 from pipelines.models import find_checkpoint, keep_copy, model_id_of
 from pipelines.shards import ReadOptions, Shard, list_shards
 from pipelines.shards.listing import input_folder
@@ -104,7 +105,10 @@ def embed_input(settings: EmbedSettings, progress: Progress = silent) -> EmbedSu
         else:
             from pipelines.embedding_run import EmbeddingRun
 
-            summary = EmbeddingRun(job, open_table(job), progress, started).execute()
+            faultpoint("driver.planned")
+            table = open_table(job)
+            faultpoint("driver.created")
+            summary = EmbeddingRun(job, table, progress, started).execute()
     summary.clock.elapsed_s = time.monotonic() - started
     return summary
 
@@ -117,6 +121,7 @@ def run_input(
 
     summary = embed_input(settings, progress)
     read = read_options(settings)
+    faultpoint("driver.embedded")
     return publish_version(Folder(settings.store), summary, options, progress, read)
 
 

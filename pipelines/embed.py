@@ -16,6 +16,7 @@ from pipelines import calibrate
 from pipelines.carried import Carried
 from pipelines.efficiency import Rates
 from pipelines.errors import ModelMismatchError
+from pipelines.faults import faultpoint
 from pipelines.models import checkpoint_of_store
 from pipelines.pacing import Tally, Turn, chunked
 from pipelines.prepare import Prepared, Preparer, fill
@@ -86,6 +87,7 @@ class ShardEmbedder:
         it becomes a row with its reason.
         """
         tally, shard = Tally(), work.shard
+        faultpoint("worker.fetch")
         with tempfile.TemporaryDirectory(prefix="orbit-") as place:
             carried = Carried.read(self.table, work.previous, shard, Path(place))
             with ShardFile(Path(place, "shard.parquet"), shard.source, shard.etag) as file:
@@ -97,9 +99,12 @@ class ShardEmbedder:
                 f"{shard_folder(shard.source)}/{work.run}-{work.attempt}"
                 f"-{checked.num_rows}-{checked.sha256}.parquet"
             )
+            faultpoint("worker.written")
             with tally.timed("upload"):
                 self.table.upload(checked.path, path)
+            faultpoint("worker.uploaded")
         self._step()
+        faultpoint("worker.receipt")
         return self._receipt(work, file, checked, path, tally)
 
     def calibrate(self) -> Rates | None:
@@ -168,6 +173,7 @@ class ShardEmbedder:
 
         tally.seconds.absorb(prepared.seconds)
         if prepared.encodable:
+            faultpoint("worker.encode")
             batch = torch.cat(prepared.pixels)
             prepared.pixels.clear()
             with self._turn.hold(ticket), tally.timed("encode"):
@@ -232,6 +238,7 @@ def load_embedder(settings: WorkerSettings, place: Path) -> Embedder:
 
     from eqmodel import Embedder
 
+    faultpoint("worker.load")
     torch.set_num_threads(settings.threads)
     folder = Path(settings.model_folder)
     if not folder.is_dir():

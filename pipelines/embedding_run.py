@@ -12,6 +12,7 @@ from pipelines.dispatch import Dispatch
 from pipelines.efficiency import Demand, Ideal, ideal
 from pipelines.embed import WorkerSettings
 from pipelines.errors import IncompleteError, SettingsError
+from pipelines.faults import faultpoint
 from pipelines.layout import Layout, WorkerFlags, lay_out
 from pipelines.pool import Pool, PoolSettings, ray_session
 from pipelines.shards import list_shards
@@ -119,6 +120,7 @@ class EmbeddingRun:
         if not self._table.holds(receipt):
             return False
         self._waiting.append(receipt)
+        faultpoint("driver.received")
         self._last_receipt = time.monotonic()
         return True
 
@@ -138,7 +140,9 @@ class EmbeddingRun:
         if not self._waiting and not vanished:
             return
         began = time.monotonic()
+        faultpoint("driver.commit")
         committed = self._table.commit(self._waiting, vanished)
+        faultpoint("driver.committed")
         self._clock.commit_s += time.monotonic() - began
         self._waiting = []
         self._landed += committed.landed

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from eqmodel.errors import Refused
 from pipelines.decode import decode, encode_thumbnail
 from pipelines.errors import Rejected
+from pipelines.faults import faultpoint
 from pipelines.pacing import Seconds
 from pipelines.shard_file import Row, image_id
 from pipelines.shards import Sample
@@ -62,6 +63,7 @@ class Preparer:
 
     def prepare(self, samples: Sequence[Sample], done: Mapping[str, Row]) -> Prepared:
         """Decode and preprocess; what ``done`` holds by digest is carried over, not decoded."""
+        faultpoint("worker.decode")
         out = Prepared()
         waiting: list[tuple[Row, NDArray[Any]]] = []
         for sample in samples:

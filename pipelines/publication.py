@@ -29,6 +29,7 @@ from pipelines import clusters, drift
 from pipelines.artifacts import ArtifactCache
 from pipelines.duplicates import DuplicateOptions, find_duplicates
 from pipelines.errors import IncompleteError, NotPublishedError
+from pipelines.faults import faultpoint
 from pipelines.index import (
     IndexSpec,
     Neighbours,
@@ -340,7 +341,9 @@ class _Publishing:
         return document
 
     def _make_visible(self, spec: IndexSpec, document: Mapping[str, Any]) -> PublicationRow:
+        faultpoint("publish.built")
         files = tuple(self._upload(sorted(self.out.iterdir())))
+        faultpoint("publish.row")
         self.log.reload()
         live = self.log.live()
         if not self.options.force and _covers(live, self.table):
@@ -356,6 +359,7 @@ class _Publishing:
                 created=self.created,
             )
         )
+        faultpoint("publish.visible")
         self.store.upload(self.out / "report.html", "report.html")
         return row
 
@@ -363,6 +367,7 @@ class _Publishing:
         for number, path in enumerate(paths, 1):
             name = f"artifacts/{self.id}/{path.name}"
             entry = self.store.upload(path, name)
+            faultpoint("publish.uploading")
             self.progress("uploading", number, len(paths))
             yield PublishedFile(name, entry.size, file_sha256(path))
 
@@ -408,4 +413,3 @@ def _facts(document: Mapping[str, Any], spec: IndexSpec) -> dict[str, Any]:
 
 def _write_json(path: Path, document: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", "utf-8")
-

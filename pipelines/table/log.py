@@ -17,6 +17,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundErr
 from deltalake.transaction import AddAction, RemoveAction
 
 from pipelines.errors import ConflictError, TableError
+from pipelines.faults import faultpoint
 from pipelines.storage import Folder
 
 MAX_LOST_COMMITS = 5
@@ -180,6 +181,7 @@ class DeltaLog:
             )
         except (DeltaError, OSError) as error:
             return error
+        faultpoint("log.written")
         return None
 
     def _landed(self, tried: set[str], base: int) -> bool:
