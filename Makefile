@@ -20,7 +20,7 @@ ifeq ($(filter cpu gpu,$(FAISS)),)
 $(error FAISS=$(FAISS): expected cpu or gpu)
 endif
 
-.PHONY: help setup demo test check test-unit lint types imports bench sample checkpoint clean
+.PHONY: help setup demo test check test-unit test-faults lint types imports bench sample checkpoint clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -47,6 +47,9 @@ test: check test-unit  ## check, then every test
 
 test-unit: $(READY)  ## the tests alone (TEST_FLAGS="-k index" picks some)
 	@$(BIN)/python -m pytest $(TEST_FLAGS)
+
+test-faults: $(READY)  ## the whole fault suite: minutes; ORBIT_TEST_SEED=N repeats its chances
+	@$(BIN)/python -m pytest tests/faults -m "faults_slow or not faults_slow" $(TEST_FLAGS)
 
 check: lint types imports  ## ruff, mypy --strict, import-linter
 

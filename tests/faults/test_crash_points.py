@@ -1,0 +1,70 @@
+"""Every registered fault point: the process dies or raises there, and the next run makes it good."""
+
+import ast
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipelines.faults import POINTS, parse
+
+from .conftest import World, Zygote
+
+ROOT = Path(__file__).parents[2]
+OF_A_RUN = [name for name in POINTS if not name.startswith(("gc.", "erase."))]
+NTH = {"driver.received": 2, "driver.commit": 2, "driver.committed": 2, "log.written": 3,
+       "worker.fetch": 2, "worker.uploaded": 2, "publish.uploading": 4}  # fmt: skip
+
+
+def test_every_point_is_passed_somewhere_and_listed() -> None:
+    called: set[str] = set()
+    for path in (ROOT / "pipelines").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "faultpoint":
+                called.add(ast.literal_eval(node.args[0]))
+    assert called == set(POINTS)
+
+
+def test_a_wrong_rule_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected name@n:kill"):
+        parse("driver.nowhere@1:kill")
+    assert [fault.token() for fault in parse("gc.delete@3:kill,worker.load:raise")] == [
+        "gc.delete@3-kill", "worker.load@1-raise"
+    ]  # fmt: skip
+
+
+def crash_and_run_again(zygote: Zygote, world: World, point: str, action: str) -> None:
+    started = zygote.start("run", f"{point}@{NTH.get(point, 1)}:{action}", **world.where())
+    code = started.wait()
+    assert started.fired, f"{point} was never passed: {started.output.read_text()[-500:]}"
+    if action == "kill":
+        assert code == -signal.SIGKILL
+    if action == "term":
+        assert code in (0, 143)  # 0: it came when everything was done
+    if world.store.exists():
+        world.check_between()
+    again = zygote.start("run", **world.where())
+    assert again.wait() == 0, again.output.read_text()
+    world.check()
+
+
+@pytest.mark.parametrize("action", ["kill", "raise"])
+@pytest.mark.parametrize("point", OF_A_RUN)
+def test_a_crash_costs_no_image(zygote: Zygote, world: World, point: str, action: str) -> None:
+    crash_and_run_again(zygote, world, point, action)
+
+
+@pytest.mark.faults_slow
+@pytest.mark.parametrize("point", OF_A_RUN)
+def test_a_preemption_costs_no_image(zygote: Zygote, world: World, point: str) -> None:
+    crash_and_run_again(zygote, world, point, "term")
+
+
+@pytest.mark.faults_slow
+@pytest.mark.parametrize("action", ["kill", "term", "raise"])
+@pytest.mark.parametrize("point", OF_A_RUN)
+def test_on_s3_too(
+    zygote: Zygote, s3_url: str, make_world: Callable[[str], World], point: str, action: str
+) -> None:
+    crash_and_run_again(zygote, make_world(s3_url), point, action)
