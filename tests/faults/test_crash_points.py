@@ -1,4 +1,4 @@
-"""Every registered fault point: the process dies or raises there, and the next run makes it good."""
+"""At every fault point the process dies or raises, and the next run makes it good."""
 
 import ast
 import signal
