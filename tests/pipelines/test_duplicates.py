@@ -112,6 +112,18 @@ def test_what_only_scores_alike_is_no_duplicate() -> None:
     assert found.groups == ()
 
 
+def test_one_outline_with_other_detail_is_no_duplicate() -> None:
+    outline = np.zeros((48, 48))
+    outline[8:40, 14:34] = 190
+    marks = [np.random.default_rng(s).integers(-30, 31, (24, 24)).repeat(2, 0) for s in (1, 2)]
+    shirts: list[Image.Image | None] = [
+        Image.fromarray(np.clip(outline + mark.repeat(2, 1), 0, 255).astype(np.uint8))
+        for mark in (marks[0], marks[1], marks[0])
+    ]
+    found, _ = found_among(shirts, np.full((3, 3), 0.99, np.float32) + 0.01 * np.eye(3))
+    assert [[m.row for m in g.members] for g in found.groups] == [[0, 2]]
+
+
 def test_a_chain_of_look_alikes_is_not_one_group() -> None:
     a, z = np.asarray(picture(1), np.float32), np.asarray(picture(2), np.float32)
     steps = [Image.fromarray((a + (z - a) * t).astype(np.uint8)) for t in (0, 0.12, 0.24, 0.36)]

@@ -86,6 +86,15 @@ def test_recall_counts_ties_and_misses_by_score() -> None:
     assert measure_recall(half, vectors, queries, own).recall == 0.5
 
 
+def test_a_row_that_finds_only_itself_has_found_nothing() -> None:
+    vectors = unit(50)
+
+    def itself(asked: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+        return np.column_stack([np.arange(5), np.full((5, k - 1), -1)])
+
+    assert measure_recall(itself, vectors, vectors[:5], np.arange(5)).recall == 0.0
+
+
 def test_recall_of_one_image_is_one() -> None:
     found = measure_recall(lambda q, k: np.zeros((1, k), np.int64), unit(1), unit(1), np.array([0]))
     assert (found.recall, found.num_queries) == (1.0, 0)
