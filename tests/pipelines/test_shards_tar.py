@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from pipelines.errors import ObjectChanged, StorageError
 from pipelines.shards import Damage, ReadOptions, Sample, Shard, list_shards, read_shard
 from pipelines.shards.members import number_of
+from pipelines.shards.types import UniqueKeys
 from pipelines.storage import Folder
 
 MakeTar = Callable[[dict[str, bytes]], bytes]
@@ -416,6 +417,21 @@ def test_old_signed_checksums_and_sparse_files(tmp_path: Path, make_tar: MakeTar
         ("b", None),
     ]
     assert len(found) == 2
+
+
+@pytest.mark.parametrize("gap", [0, 1, 511, 512, 2 << 20])
+def test_data_after_the_end_is_flagged(gap: int, tmp_path: Path, make_tar: MakeTar) -> None:
+    whole = five(make_tar)
+    found = read_tar_bytes(tmp_path / "in", whole + bytes(gap) + b"x")
+    assert found[5:] == [Damage(len(whole) + gap, "data after the end marker")]
+    assert len(read_tar_bytes(tmp_path / "in", whole + bytes(gap))) == 5
+
+
+def test_unique_keys_are_unique() -> None:
+    unique = UniqueKeys()
+    assert [unique(key) for key in ("a#1", "a", "a", "a", "!a#1", "!a", "!a")] == [
+        *("a#1", "a", "a#2", "a#3", "!!a#1", "!!a", "!!a#2")
+    ]
 
 
 def test_an_empty_object_is_damaged(tmp_path: Path) -> None:
