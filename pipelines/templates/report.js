@@ -17,7 +17,7 @@
   const canvas = atlas.querySelector("canvas"), tip = atlas.querySelector(".tip");
   const legend = atlas.querySelector(".legend"), hint = atlas.querySelector(".hint");
   const context = canvas.getContext("2d");
-  const GRID = 4095, MARGIN = 26, PICTURES = 260;
+  const GRID = 4095, MARGIN = 26, PICTURES = 320;
   const num = data.keys.length;
   const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
 
@@ -170,7 +170,7 @@
     state.x += (px - width / 2) * change / wide();
     state.y += (py - height / 2) * change / side();
     if (zoom === 1) { state.x = 0.5; state.y = 0.5; }
-    state.zoom = zoom;
+    state.zoom = zoom; hint.style.opacity = zoom > 1 ? 0 : 1;
     canvas.style.touchAction = zoom > 1 ? "none" : "pan-y";
     draw();
   }
@@ -230,7 +230,7 @@
   canvas.addEventListener("pointerleave", (event) => { if (event.pointerType !== "touch") { tip.hidden = true; state.near = -1; draw(); } });
   canvas.addEventListener("wheel", (event) => {
     if (document.activeElement !== canvas && !event.ctrlKey && !event.metaKey) return;
-    event.preventDefault(); hint.style.opacity = 0;
+    event.preventDefault();
     zoomTo(Math.exp(-event.deltaY * 0.0016), ...at(event));
   }, { passive: false });
   canvas.addEventListener("keydown", (event) => {
