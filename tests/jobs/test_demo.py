@@ -3,9 +3,17 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
+from eqmodel.actions import turn
+from eqmodel.groups import group
 from jobs.sample import FOLDER
+from pipelines.decode import decode
+from pipelines.search import Searcher
+from pipelines.shards import Sample, list_shards, read_shard
+from pipelines.storage import Folder
 from tests.jobs.conftest import Orbit
 
 pytestmark = pytest.mark.integration
@@ -35,6 +43,33 @@ def test_demo(orbit: Orbit, tmp_path: Path) -> None:
     assert outcome.json["free_angle_rank1"] >= 0.80
     assert outcome.json["demo_s"] < 180
     assert f"- orbit run {FOLDER} --model d4-28-grey --out {out}/store\n" in outcome.stderr
+    check_all_turns_of_500_images(str(out / "store"))
+
+
+def check_all_turns_of_500_images(store: str) -> None:
+    """4,000 queries: first is the image itself, or one that is its copy pixel for pixel.
+
+    The pose of the first hit turns it into the query, exactly.
+    """
+    images = sample_images()
+    searcher = Searcher.open(store)
+    for element in group("d4").elements:
+        keys = list(images)[:500]
+        queries = [turn(images[key], element) for key in keys]
+        for key, query, hits in zip(
+            keys, queries, searcher.search(queries, 1, align=True), strict=True
+        ):
+            first, pose = images[hits[0].key], hits[0].pose
+            assert pose is not None
+            turned = turn(first, (int(pose["mirror"]), round(pose["angle_degrees"] / 90)))
+            assert np.array_equal(turned, query), (key, element, hits[0])
+
+
+def sample_images() -> dict[str, NDArray[Any]]:
+    """The images of the sample by key."""
+    folder = Folder(str(FOLDER))
+    samples = [x for shard in list_shards(folder) for x in read_shard(folder, shard)]
+    return {x.key: decode(x.data) for x in samples if isinstance(x, Sample)}
 
 
 @pytest.mark.slow
