@@ -28,7 +28,7 @@ MODEL = "d4-28-grey"
 OWN_IMAGE = "0402"
 """Key of the image of the first two queries; one of those with a known copy."""
 STRANGER = "09-sneaker.png"
-TRAIN_MINUTES = 2.0
+TRAIN_MINUTES = 1.5
 SHOWN = 5
 
 Image = NDArray[Any]

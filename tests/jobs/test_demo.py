@@ -73,6 +73,7 @@ def sample_images() -> dict[str, NDArray[Any]]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(420)
 def test_demo_with_its_own_model_over_an_earlier_demo(
     orbit: Orbit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
