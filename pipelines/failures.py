@@ -9,7 +9,7 @@ from typing import Literal
 from eqmodel.errors import OrbitError, Refused
 from pipelines.errors import AccessDenied, ObjectChanged, ObjectMissing
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,6 @@ def failure_of(error: Exception) -> Failure:
         return Failure("fatal", message)
     if isinstance(error, Refused):
         return Failure("fatal", message, Refused.exit_code)
-    if isinstance(error, OSError) and error.errno in _FULL:
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
         return Failure("fatal", message)
     return Failure("retry", message)

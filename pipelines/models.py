@@ -6,6 +6,7 @@ from pathlib import Path
 
 from eqmodel.checkpoint import CARD, TENSORS, read_card, resolve
 from eqmodel.errors import CheckpointError, OrbitError
+from pipelines.failures import DISK_FULL
 from pipelines.storage import Folder
 
 _FILES = (TENSORS, CARD)
@@ -48,6 +49,8 @@ def _copy(source: Folder, place: Path) -> Path:
         try:
             source.download(name, place / name)
         except (OrbitError, OSError) as error:
+            if isinstance(error, OSError) and error.errno in DISK_FULL:
+                raise  # says nothing against the checkpoint
             raise CheckpointError(
                 f"{source.url}: {name} cannot be fetched ({error}); a checkpoint is a folder "
                 f"with {TENSORS} and {CARD}"

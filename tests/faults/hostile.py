@@ -1,0 +1,36 @@
+"""Decodes every file of a folder in one process; prints the outcomes and how much it grew."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+from pipelines.decode import decode, encode_thumbnail
+from pipelines.errors import Rejected
+
+
+def main() -> None:
+    process = psutil.Process()
+    warm, hostile = Path(sys.argv[1]), Path(sys.argv[2])
+    for file in sorted(warm.iterdir()):
+        encode_thumbnail(decode(file.read_bytes()))
+    before = most = process.memory_info().rss
+    outcomes: dict[str, str] = {}
+    slowest = 0.0
+    for file in sorted(hostile.iterdir()):
+        began = time.monotonic()
+        try:
+            pixels = decode(file.read_bytes())
+            outcomes[file.name] = f"{pixels.dtype} {pixels.shape}"
+            del pixels
+        except Rejected as error:
+            outcomes[file.name] = f"rejected: {error}"
+        slowest = max(slowest, time.monotonic() - began)
+        most = max(most, process.memory_info().rss)
+    print(json.dumps({"outcomes": outcomes, "grown": most - before, "slowest": slowest}))
+
+
+if __name__ == "__main__":
+    main()
