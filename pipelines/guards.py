@@ -31,7 +31,7 @@ _PARTS_OF_A_STORE = {"models", "embeddings", "publications", "artifacts", "runs"
 
 
 def check_places(input_folder: Folder, store: Folder) -> None:
-    """StoreError unless STORE can be one: apart from INPUT, in a folder that exists."""
+    """StoreError unless STORE can be one: apart from INPUT, and a folder or not there yet."""
     if (store.url + "/").startswith(input_folder.url + "/"):
         raise StoreError(
             f"{store.url}: lies inside INPUT, its files would be taken for images; "
@@ -42,8 +42,9 @@ def check_places(input_folder: Folder, store: Folder) -> None:
     path = Path(store.url.removeprefix("file://"))
     if path.exists() and not path.is_dir():
         raise StoreError(f"{path}: a file was found, a folder expected for STORE; choose another")
-    if not path.parent.is_dir():
-        raise StoreError(f"{path}: the folder {path.parent} does not exist; make it first")
+    above = next(folder for folder in path.parents if folder.exists())
+    if not above.is_dir():
+        raise StoreError(f"{path}: {above} is a file, a folder expected; choose another STORE")
     if path.is_dir():
         found = {name for name in os.listdir(path) if not name.startswith(".")}
         if found and not found & _PARTS_OF_A_STORE:

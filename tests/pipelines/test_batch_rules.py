@@ -123,6 +123,7 @@ def test_another_input_and_another_model_are_refused(tmp_path: Path) -> None:
 def test_a_store_is_an_empty_folder_or_a_store_outside_input(tmp_path: Path) -> None:
     source = Folder(str(tmp_path / "in"))
     guards.check_places(source, Folder(str(tmp_path / "new")))
+    guards.check_places(source, Folder(str(tmp_path / "no" / "such" / "store")))
     guards.check_places(source, Folder("s3://bucket/store"))
     (tmp_path / "in" / "x").mkdir(parents=True)
     (tmp_path / "in-store").mkdir()
@@ -133,7 +134,7 @@ def test_a_store_is_an_empty_folder_or_a_store_outside_input(tmp_path: Path) -> 
         (tmp_path / "in" / "store", "inside INPUT"),
         (tmp_path / "in", "inside INPUT"),
         (file, "a file was found"),
-        (tmp_path / "no" / "store", "does not exist"),
+        (tmp_path / "file" / "store", "is a file, a folder expected"),
         (tmp_path, "neither a store nor an empty folder"),
     ):
         with pytest.raises(StoreError, match=message) as caught:
