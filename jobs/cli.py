@@ -16,6 +16,7 @@ from jobs.publish import publish
 from jobs.query import query
 from jobs.report import report
 from jobs.run import run as run_verb
+from jobs.serve import serve
 from jobs.status import status
 from jobs.train import train
 from jobs.verify import verify
@@ -52,6 +53,7 @@ def verbs(
 for command in (
     run_verb,
     query,
+    serve,
     demo,
     train,
     embed,

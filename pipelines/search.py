@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from eqmodel import Embedder
 
 MAX_K = 10_000
+CHUNK = 65_536
 NEEDED = ("index.json", "index.faiss", "ids.arrow", "vectors.npy", "poses.npy")
 
 
@@ -158,14 +159,36 @@ class Searcher:
         answers = []
         for number, (query, found) in enumerate(zip(vectors, ids, strict=True)):
             rows = self.rows.rows_of(found[found >= 0])
-            scores = self.rows.vectors[rows].astype(np.float64) @ query.astype(np.float64)
-            # By exact score, equal ones by image_id: the answer does not depend on the index.
-            order = np.lexsort((rows, -np.round(scores, 7)))
-            poses = None
-            if codes is not None:
-                poses = self._align(codes[number], rows[order])
-            answers.append(self._hits(rows[order], scores[order], poses))
+            answers.append(self._ranked(query, rows, k, None if codes is None else codes[number]))
         return answers
+
+    def search_rows(
+        self,
+        vector: NDArray[np.float32],
+        k: int,
+        rows: NDArray[np.int64],
+        code: NDArray[np.int8] | None = None,
+    ) -> list[Hit]:
+        """The k nearest among some rows of the sidecar, every one of them compared: exact."""
+        _check_k(k)
+        return self._ranked(vector, rows, k, code)
+
+    def _ranked(
+        self,
+        query: NDArray[np.float32],
+        rows: NDArray[np.int64],
+        k: int,
+        code: NDArray[np.int8] | None,
+    ) -> list[Hit]:
+        """By exact score, equal ones by image_id: the answer does not depend on the index."""
+        if len(rows) > CHUNK:
+            parts = [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
+            rough = np.concatenate([self.rows.vectors[part] @ query for part in parts])
+            rows = rows[np.argsort(-rough, kind="stable")[: k + 100]]
+        scores = self.rows.vectors[rows].astype(np.float64) @ query.astype(np.float64)
+        order = np.lexsort((rows, -np.round(scores, 7)))[:k]
+        poses = None if code is None else self._align(code, rows[order])
+        return self._hits(rows[order], scores[order], poses)
 
     def row_of_key(self, key: str) -> int:
         """The row of an image of the store. KeyNotFoundError when there is none, or several."""

@@ -168,6 +168,7 @@ function portray(what) {
   $("clear").hidden = !what;
   $("picture").hidden = !what;
   for (const one of document.querySelectorAll(".kind")) one.setAttribute("aria-pressed", String(Boolean(what) && Number(one.dataset.cluster) === what.cluster));
+  $("how").textContent = what ? "Drop or paste another, or " : "or paste one, or ";
   if (!what) { $("invitation").textContent = "Drop an image here"; query.removeAttribute("src"); return; }
   query.onerror = () => { $("picture").hidden = true; };
   if (what.image) {

@@ -1,0 +1,63 @@
+"""`orbit serve`: search a store over HTTP, and a page to do it with."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jobs.console import Json, run_alone, verb
+from jobs.flags import Store
+
+
+@verb("orbit serve s3://bucket/store --port 8000")
+def serve(
+    store: Store,
+    host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="0: any free one")] = 8000,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="file with the token that callers must send (or ORBIT_TOKEN); needed for a "
+            "--host that other machines can reach",
+        ),
+    ] = None,
+    poll: Annotated[
+        float, typer.Option(min=0.1, help="seconds between looks for a newer publication")
+    ] = 5.0,
+    max_body_mib: Annotated[int, typer.Option(min=1, help="largest upload")] = 32,
+    max_queue: Annotated[int, typer.Option(min=1, help="searches at once before 429")] = 64,
+    as_json: Json = False,
+) -> None:
+    """Search a store over HTTP, and serve a page to do it with.
+
+    Runs until it is stopped; with --json, the object that tells the URL comes first.
+    """
+    from pipelines.server.settings import Limits, ServerSettings, read_token
+
+    settings = ServerSettings(
+        store=store,
+        host=host,
+        port=port,
+        token=read_token(token_file),
+        poll_s=poll,
+        limits=Limits(body_bytes=max_body_mib << 20, queue=max_queue),
+    )
+    from pipelines.server import Live
+    from pipelines.server import serve as run_server
+
+    def ready(url: str, live: Live) -> None:
+        num = len(live.view.searcher.rows)
+        if as_json:
+            told = {"url": url, "publication": live.view.id, "num_images": num}
+            print(json.dumps(told), file=sys.__stdout__, flush=True)
+        print(f"serving {num:,} images of publication {live.view.id}", file=sys.stderr)
+        print(f"open {url} (Ctrl-C stops)", file=sys.stderr, flush=True)
+
+    run_server(settings, ready)
+
+
+if __name__ == "__main__":
+    run_alone(serve)

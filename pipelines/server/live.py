@@ -1,0 +1,206 @@
+"""The publication that is served, and its exchange for a newer one while requests go on.
+
+A request takes ``Live.view`` once and answers from it alone. A newer publication is opened, warmed
+and tried in the background and then put in its place by one assignment; the old one lives until
+the last request that holds it is done. One that cannot be opened (row 30 of the faults: truncated,
+altered, of another dimension) raises an alarm and leaves the old one where it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import threading
+import time
+from collections import OrderedDict
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from eqmodel.errors import OrbitError
+from pipelines.artifacts import ArtifactCache
+from pipelines.errors import KeyNotFoundError
+from pipelines.search import Hit, Searcher
+from pipelines.table import EmbeddingTable
+
+log = logging.getLogger("orbit.server")
+
+THUMBNAIL_BYTES = 128 << 20
+"""Thumbnails held in memory, per publication."""
+MAX_RETRY_S = 300.0
+
+
+class View:
+    """One publication, opened: everything an answer is made of."""
+
+    def __init__(self, searcher: Searcher, cache: str | None = None) -> None:
+        self.searcher, self.publication = searcher, searcher.publication
+        wanted = [
+            file.path.rpartition("/")[2]
+            for file in self.publication.files
+            if file.path.rpartition("/")[2] in ("report.json", "report.html")
+        ]
+        folder = ArtifactCache(searcher.store, cache).fetch(self.publication, wanted)
+        facts = json.loads((folder / "report.json").read_bytes()) if wanted else {}
+        self.report = (folder / "report.html").read_bytes() if "report.html" in wanted else None
+        self.collection: dict[str, Any] = facts.get("collection", {})
+        self.clusters: list[dict[str, Any]] = facts.get("clusters", {}).get("clusters", [])
+        self._cluster_of: NDArray[np.int32] = searcher.rows.table["cluster"].to_numpy()
+        self._thumbnails = Thumbnails(searcher)
+
+    @property
+    def id(self) -> str:
+        """The publication's id."""
+        return self.publication.id
+
+    def warm(self) -> None:
+        """Load the model, the group and the index now rather than in the first request."""
+        size = self.searcher.embedder.image_size
+        shape = (size, size) if self.searcher.embedder.channels == 1 else (size, size, 3)
+        self.searcher.search([np.zeros(shape, np.uint8)], 1, align=True)
+
+    def row_of_id(self, image_id: str) -> int:
+        """The row of a decimal image_id. KeyNotFoundError."""
+        number = int(image_id) if image_id.isascii() and image_id.isdecimal() else -1
+        row = -1
+        if 0 <= number < 2**63 and len(self.searcher.rows):
+            row = int(self.searcher.rows.rows_of(np.array([number], np.int64))[0])
+        if row < 0:
+            raise KeyNotFoundError(
+                f"no image with the id '{image_id[:40]}' in publication {self.id}; an id is the "
+                "decimal image_id of a neighbour"
+            )
+        return row
+
+    def record(self, row: int) -> dict[str, Any]:
+        """One row of the sidecar."""
+        return self.searcher.rows.records([row])[0]
+
+    def stored(self, row: int) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
+        """The embedding (d,) and the pose code (p,) of a row."""
+        rows = self.searcher.rows
+        return np.asarray(rows.vectors[row]), np.asarray(rows.poses[row])
+
+    def neighbours(
+        self,
+        vector: NDArray[np.float32],
+        code: NDArray[np.int8] | None,
+        k: int,
+        label: str | None = None,
+        cluster: int | None = None,
+    ) -> list[Hit]:
+        """The k nearest to an embedding; with a filter, the nearest of all that pass it."""
+        if label is None and cluster is None:
+            codes = None if code is None else code[None]
+            return self.searcher.search_vectors(vector[None], k, codes)[0]
+        passes = np.ones(len(self._cluster_of), bool)
+        if cluster is not None:
+            passes &= self._cluster_of == cluster
+        if label is not None:
+            same = pc.fill_null(pc.equal(self.searcher.rows.table["label"], label), False)
+            passes &= same.combine_chunks().to_numpy(zero_copy_only=False)
+        return self.searcher.search_rows(vector, k, np.flatnonzero(passes), code)
+
+    def thumbnail(self, row: int) -> bytes | None:
+        """The thumbnail of a row, from the published version of the table."""
+        record = self.record(row)
+        return self._thumbnails.get(str(record["source"]), str(record["key"]))
+
+
+class Thumbnails:
+    """Thumbnails by (source, key): a shard's are read at once, and the last used shards kept."""
+
+    def __init__(self, searcher: Searcher) -> None:
+        self._searcher = searcher
+        self._lock = threading.Lock()
+        self._table: EmbeddingTable | None = None
+        self._held: OrderedDict[str, pa.Table] = OrderedDict()
+
+    def get(self, source: str, key: str) -> bytes | None:
+        """The bytes, None when the image has none."""
+        with self._lock:
+            table = self._of_source(source)
+        place = pc.index(table["key"], key).as_py()
+        data: bytes | None = table["thumbnail"][place].as_py() if place >= 0 else None
+        return data
+
+    def _of_source(self, source: str) -> pa.Table:
+        if source not in self._held:
+            batches = list(self._opened().batches(["key", "thumbnail"], sources={source}))
+            schema = pa.schema([("key", pa.string()), ("thumbnail", pa.binary())])
+            self._held[source] = pa.Table.from_batches(batches) if batches else schema.empty_table()
+            while len(self._held) > 1 and sum(t.nbytes for t in self._held.values()) > (
+                THUMBNAIL_BYTES
+            ):
+                self._held.popitem(last=False)
+        self._held.move_to_end(source)
+        return self._held[source]
+
+    def _opened(self) -> EmbeddingTable:
+        if self._table is None:
+            row = self._searcher.publication
+            self._table = EmbeddingTable.open(self._searcher.store, row.model_id, row.table_version)
+        if self._table is None:
+            raise KeyNotFoundError(f"the embeddings of publication {row.id} are gone")
+        return self._table
+
+
+class Live:
+    """The view that is served now."""
+
+    def __init__(self, view: View, poll_s: float = 5.0, cache: str | None = None) -> None:
+        self.view, self.poll_s = view, poll_s
+        self.alarm: str | None = None
+        self.num_swaps = self.num_refused = 0
+        self._cache = cache
+        self._wait_s, self._next_try = poll_s, 0.0
+
+    @classmethod
+    def open(
+        cls, store: str, device: str = "cpu", cache: str | None = None, poll_s: float = 5.0
+    ) -> Live:
+        """Open the live publication of a store, ready to answer. Errors as of Searcher.open."""
+        view = View(Searcher.open(store, cache, device), cache)
+        view.warm()
+        return cls(view, poll_s, cache)
+
+    def refresh(self) -> bool:
+        """Serve a newer publication if there is one; True when the view was exchanged."""
+        before = self.view
+        try:
+            searcher = before.searcher.refresh()
+            if searcher is not before.searcher:
+                fresh = View(searcher, self._cache)
+                fresh.warm()
+                self.view = fresh
+                self.num_swaps += 1
+                log.warning("now serving publication %s, before it %s", fresh.id, before.id)
+        # At the boundary of a thread that must live: whatever is wrong with the new publication
+        # must not touch the one that is served.
+        except Exception as error:
+            self._refuse(error)
+            return False
+        self.alarm, self._wait_s = None, self.poll_s
+        return self.view is not before
+
+    async def watch(self) -> None:
+        """Ask the store again and again, until cancelled; more rarely while it is refused."""
+        while True:
+            await asyncio.sleep(self._wait_s)
+            await asyncio.to_thread(self.refresh)
+
+    def _refuse(self, error: Exception) -> None:
+        self.num_refused += 1
+        self._wait_s = min(MAX_RETRY_S, max(self.poll_s, 2 * self._wait_s))
+        text = str(error) if isinstance(error, OrbitError) else f"{type(error).__name__}: {error}"
+        self.alarm = " ".join(text.split())
+        log.error(
+            "publication %s stays: the newer one was refused at %s: %s",
+            self.view.id,
+            time.strftime("%H:%M:%S"),
+            self.alarm,
+        )
