@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,7 +39,8 @@ class Carried:
         if previous is None:
             return cls()
         local = place / "previous.parquet"
-        table.download(previous.path, local)
+        if not _fetched(table, previous, local):
+            return cls()
         rows = _rows(pq.read_table(local, columns=_COLUMNS))
         if shard.kind != "folder":
             return cls(by_digest={row.digest: row for row in rows if row.digest})
@@ -46,6 +48,16 @@ class Carried:
         kept = [row for row in rows if (row.key, row.item_etag) in listed]
         finished = {listed[row.key, row.item_etag or ""] for row in kept}
         return cls(rows=kept, missing=frozenset(i.key for i in shard.items) - finished)
+
+
+def _fetched(table: Folder, previous: KnownFile, local: Path) -> bool:
+    """Whether the previous file came whole. One that is gone or altered carries nothing over."""
+    try:
+        table.download(previous.path, local)
+    except FileNotFoundError:
+        return False
+    with local.open("rb") as file:
+        return f"-{hashlib.file_digest(file, 'sha256').hexdigest()}." in previous.path
 
 
 def escaped(key: str) -> str:

@@ -305,7 +305,10 @@ class Folder:
     def download(self, path: str, local: Path) -> None:
         """Copy an object to a local file."""
         if self.is_local:
-            local_files.place(local_files.native(self.url, path), local)
+            source = local_files.native(self.url, path)
+            if local_files.facts_of(source) is None:
+                raise ObjectMissing(f"{self._url(path)} is not there; check the name")
+            local_files.place(source, local)
         else:
             retried(lambda: self.fs.get_file(self._full(path), str(local)), self._url(path))
 

@@ -10,7 +10,8 @@
 | store's model | its own digest and golden images |
 | a sample of INPUT's images | their turned and mirrored copies, and the stored embeddings |
 
-Nothing is changed. Every difference is one ``Finding``; a check that cannot be made is one too.
+Every difference is one ``Finding``; a check that cannot be made is one too. Nothing is changed,
+unless repair is asked for: then one commit drops the damaged files' rows from the table.
 """
 
 from __future__ import annotations
@@ -55,10 +56,12 @@ class Finding:
 
 @dataclass(frozen=True)
 class VerifyOptions:
-    """``audit_images`` of INPUT are turned and compared; ``every`` reads old artifacts too."""
+    """``audit_images`` of INPUT are turned and compared; ``every`` reads old artifacts too;
+    ``repair`` drops damaged files from the table, so that the next run embeds them again."""
 
     audit_images: int = 64
     every: bool = False
+    repair: bool = False
     read: ReadOptions = field(default_factory=ReadOptions)
     seed: int = 0
 
@@ -76,6 +79,8 @@ class Verdict:
     num_audited: int = 0
     invariance_error: float | None = None
     skipped: str | None = None
+    broken: list[str] = field(default_factory=list)
+    num_repaired: int = 0
 
     def add(self, where: str, found: Iterable[str]) -> None:
         """Take findings about one place."""
@@ -135,6 +140,16 @@ class _Verification:
             self.verdict.add(f"embeddings/{model_id}", ["the table is gone; run 'orbit run'"])
             return
         self._files(table, place)
+        self._find_broken(table)
+        if self.options.repair and self.verdict.broken:
+            committed = table.commit([], self.verdict.broken)
+            self.verdict.num_repaired = len(committed.removed)
+
+    def _find_broken(self, table: EmbeddingTable) -> None:
+        wrong = {finding.where for finding in self.verdict.findings}
+        name = f"embeddings/{table.identity.model_id}"
+        known = table.known().items()
+        self.verdict.broken = [s for s, file in known if f"{name}/{file.path}" in wrong]
 
     def _files(self, table: EmbeddingTable, place: Path) -> None:
         model_id, dim = table.identity.model_id, table.identity.dim

@@ -140,12 +140,18 @@ class DeltaLog:
         root = self.folder.url.partition("://")[2] or self.folder.url
         local = self.folder.is_local
         system = pafs.LocalFileSystem() if local else pafs.FSSpecHandler(self.folder.fs)
-        return pads.dataset(
-            [f"{root}/{path}" for path in paths],
-            schema=schema,
-            format="parquet",
-            filesystem=system if local else pafs.PyFileSystem(system),
-        )
+        try:
+            return pads.dataset(
+                [f"{root}/{path}" for path in paths],
+                schema=schema,
+                format="parquet",
+                filesystem=system if local else pafs.PyFileSystem(system),
+            )
+        except FileNotFoundError as error:
+            raise TableError(
+                f"{self.folder.url}: {one_line(error)} is named in the log and gone; "
+                "'orbit verify --repair' lets the next run embed it again"
+            ) from error
 
     def commit(self, schema: pa.Schema, propose: Callable[[], Change | None]) -> bool:
         """Commit what ``propose`` says at the handle's version; False when it says None.

@@ -16,6 +16,7 @@ import pytest
 from jobs.cli import app
 from jobs.console import run
 from pipelines.batch import silent
+from pipelines.errors import TableError
 from pipelines.shard_file import SCHEMA
 from pipelines.storage import Folder
 from pipelines.table import EmbeddingTable, KnownFile
@@ -98,6 +99,40 @@ def test_a_damaged_artifact_is_found(store: Folder, name: str) -> None:
     assert "was published" in findings(store)[str(file.relative_to(store.url))]
     file.unlink()
     assert "is gone" in findings(store)[str(file.relative_to(store.url))]
+
+
+def test_damaged_rows_are_dropped_and_embedded_again(zygote: Zygote, world: World) -> None:
+    assert zygote.start("run", **world.where()).wait() == 0
+    flip(data_file(world.store, "0.tar"))
+    data_file(world.store, "1.tar").unlink()
+    options = VerifyOptions(audit_images=0, repair=True)
+    assert verify(world.store, options, silent).num_repaired == 2
+    again = zygote.start("run", **world.where())
+    assert again.wait() == 0
+    assert again.json["num_encoded"] == 15
+    world.check()
+
+
+def test_a_changed_shard_carries_nothing_over_from_a_damaged_file(
+    zygote: Zygote, world: World
+) -> None:
+    assert zygote.start("run", **world.where()).wait() == 0
+    flip(data_file(world.store, "0.tar"))
+    data_file(world.store, "1.tar").unlink()
+    world.put("0.tar", range(9))
+    world.put("1.tar", range(9))
+    again = zygote.start("run", **world.where())
+    assert again.wait() == 0, again.output.read_text()
+    assert again.json["num_encoded"] == 18
+    world.check()
+
+
+def test_a_missing_table_file_is_told_in_one_line(store: Folder) -> None:
+    data_file(store).unlink()
+    table = EmbeddingTable.open(store, MODEL_ID)
+    assert table is not None
+    with pytest.raises(TableError, match="orbit verify --repair"):
+        table.read()
 
 
 def test_rows_that_are_none_are_found(store: Folder, tmp_path: Path) -> None:
