@@ -197,6 +197,8 @@ def _explain_errors(app: FastAPI) -> None:
             headers = dict(getattr(error, "headers", None) or {})
             if code == 429:
                 headers["Retry-After"] = "1"
+            if code in (408, 413):
+                headers["Connection"] = "close"  # what is left of the body is not waited for
             return JSONResponse({"error": _one_line(error)}, code, headers)
 
         app.add_exception_handler(kind, handler)

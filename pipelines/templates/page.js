@@ -101,6 +101,7 @@ function card(hit, rank) {
   const name = hit.label || hit.key;
   const made = make("button", "hit");
   made.type = "button";
+  made.dataset.key = hit.key;
   made.style.setProperty("--pose", transform(hit.pose));
   made.setAttribute("aria-label", [`${rank + 1}: ${name}`, `score ${hit.score.toFixed(3)}`, words(hit.pose), `key ${hit.key}`, "search from it"].filter(Boolean).join(", "));
   made.title = `${hit.key} · ${hit.source}${hit.label ? ` · ${hit.label}` : ""}${hit.pose && words(hit.pose) ? ` · ${words(hit.pose)}` : ""}`;
