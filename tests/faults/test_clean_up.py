@@ -295,7 +295,12 @@ def traces(store: Folder) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "fault", ["", "erase.commit", "erase.committed", "publish.row", "gc.delete", "gc.delete@20"]
+    "fault",
+    ["", "erase.committed", "gc.delete@20"]
+    + [
+        pytest.param(fault, marks=pytest.mark.faults_slow)
+        for fault in ("erase.commit", "publish.row", "gc.delete")
+    ],
 )
 def test_an_erased_image_leaves_no_trace(zygote: Zygote, nights: World, fault: str) -> None:
     assert len(traces(nights.store)) == 4  # one Parquet file of three versions, three sidecars

@@ -49,7 +49,19 @@ def crash_and_run_again(zygote: Zygote, world: World, point: str, action: str) -
     world.check()
 
 
-@pytest.mark.parametrize("action", ["kill", "raise"])
+def slow(point: str) -> object:
+    return pytest.param(point, marks=pytest.mark.faults_slow)
+
+
+QUICK_TO_RAISE = [name if name.startswith(("driver.", "log.")) else slow(name) for name in OF_A_RUN]
+
+
+@pytest.mark.parametrize("point", QUICK_TO_RAISE)
+def test_an_error_costs_no_image(zygote: Zygote, world: World, point: str) -> None:
+    crash_and_run_again(zygote, world, point, "raise")
+
+
+@pytest.mark.parametrize("action", ["kill"])
 @pytest.mark.parametrize("point", OF_A_RUN)
 def test_a_crash_costs_no_image(zygote: Zygote, world: World, point: str, action: str) -> None:
     crash_and_run_again(zygote, world, point, action)
