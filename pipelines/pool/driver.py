@@ -34,7 +34,7 @@ PROGRESS_EVERY_S = 2.0
 GATHER_S = 5.0
 """How long the first worker that is ready waits for the others before shards are handed out."""
 MAX_LOADING_DEATHS = 8
-LONGEST_RESTART_S = 30.0
+LONGEST_RESTART_S = 5.0
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -88,6 +88,7 @@ class Pool:
         self._slots: list[_Slot] = []
         self._numbers = itertools.count()
         self._deaths_in_a_row = 0
+        self._loading_deaths = 0
         self._next_start = 0.0
         self._next_look = 0.0
         self._first_ready: float | None = None
@@ -224,6 +225,7 @@ class Pool:
         slot.changed_at = now
         if isinstance(result, Ready):
             slot.ready, slot.loading = result, None
+            self._loading_deaths = 0
             return None
         if ref is slot.loading or ref == slot.loading:
             return result if isinstance(result, Failure) else None
@@ -253,9 +255,10 @@ class Pool:
         for work in list(slot.works.values())[::-1]:
             dispatch.die(work.shard.source, now)
         self._remove(slot, now)
-        if slot.ready is None and self._deaths_in_a_row >= MAX_LOADING_DEATHS:
+        self._loading_deaths += slot.ready is None
+        if self._loading_deaths >= MAX_LOADING_DEATHS:
             raise OrbitRayError(
-                f"{self._deaths_in_a_row} workers in a row died while loading the model; give "
+                f"{self._loading_deaths} workers in a row died while loading the model; give "
                 "them more memory (--workers with a smaller number)"
             )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,8 @@ from starlette.formparsers import MultiPartException
 from starlette.requests import ClientDisconnect
 
 from pipelines.server.settings import Limits
+
+LINGER_S = 1.0
 
 
 class Declined(Exception):
@@ -63,15 +65,18 @@ class Bodies:
 
     async def _receive(self, request: Request, body: bytearray) -> None:
         most = self._limits.body_bytes
-        declared = request.headers.get("content-length", "0")
+        declared, parts = request.headers.get("content-length", "0"), _stream(request)
         if declared.isdecimal() and int(declared) > most:
+            if "expect" not in request.headers:  # else it waits for leave to send
+                await _linger(parts, most)
             raise _too_large(f"{int(declared):,} bytes", most)
         try:
             async with asyncio.timeout(self._limits.body_s):
-                async for part in _stream(request):
+                async for part in parts:
                     body += part
                     self._held += len(part)
                     if len(body) > most:
+                        await _linger(parts, most)
                         raise _too_large(f"over {most:,} bytes", most)
                     if self._held > self._limits.held_bytes:
                         raise Declined(429, "too many uploads at once; try again in a second")
@@ -96,6 +101,20 @@ async def _stream(request: Request) -> AsyncIterator[bytes]:
             yield part
     except ClientDisconnect as error:
         raise Declined(400, "the connection closed before the body was whole") from error
+
+
+async def _linger(parts: AsyncIterator[bytes], most: int) -> None:
+    """Let a client that sends too much finish, for a moment, and drop what comes.
+
+    A connection closed while the client still sends is reset, and the answer is lost with it.
+    """
+    dropped = 0
+    with suppress(TimeoutError, Declined):
+        async with asyncio.timeout(LINGER_S):
+            async for part in parts:
+                dropped += len(part)
+                if dropped > most:
+                    return
 
 
 def _too_large(found: str, most: int) -> Declined:
