@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eqmodel.actions import border_background, rotate, turn
+from eqmodel.actions import border_background, pose_dict, rotate, turn
 from eqmodel.embedder import Embedder
 
 CURVE_STEP, CURVE_IMAGES = 10, 64  # degrees between points of the curve, images behind each
@@ -60,8 +60,7 @@ def audit(embedder: Embedder, images: Sequence[NDArray[Any]], seed: int = 0) -> 
         if exact:
             largest = np.maximum(largest, errors)
         error = float(errors.max(initial=0.0))
-        pose = {"angle_degrees": group.degrees(g), "mirror": bool(element[0])}
-        per_element.append(pose | {"error": error, "exact": exact})
+        per_element.append(pose_dict(g, group) | {"error": error, "exact": exact})
     generator = torch.Generator().manual_seed(seed)
     angles = torch.rand(len(images), generator=generator) * 360.0
     copies = turned_inputs(embedder, inputs, angles)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from eqmodel.actions import turn_tensor
+from eqmodel.actions import turn_code, turn_tensor
 from eqmodel.errors import OrbitError
 from eqmodel.groups import FiniteGroup
 
@@ -26,7 +26,7 @@ def image_action(group: FiniteGroup) -> Action:
 
 def code_action(group: FiniteGroup) -> Action:
     """The group acting on code matrices (B, order, m)."""
-    return lambda x, t: x[:, torch.from_numpy(group.left[t])]
+    return lambda x, t: turn_code(x, group, t)
 
 
 def field_action(group: FiniteGroup) -> Action:

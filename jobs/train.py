@@ -25,8 +25,10 @@ MAX_PIXEL_BYTES = 4 << 30
 class TrainFlags:
     """What a training can be told; the fields of `eqmodel.training.TrainConfig`."""
 
-    group: Annotated[str, typer.Option(help="c1, c4 or d4")] = "d4"
-    readout: Annotated[str, typer.Option(help="gram, mean, max or attention")] = "gram"
+    group: Annotated[str, typer.Option(help="c1, c4, d4, c12 or d12")] = "d4"
+    readout: Annotated[str, typer.Option(help="gram, bispectrum, mean, max, rms or attention")] = (
+        "gram"
+    )
     image_size: Annotated[
         int | None, typer.Option(help="side of the model's input [default: fits the median]")
     ] = None
