@@ -157,7 +157,7 @@ class Live:
         self.alarm: str | None = None
         self.num_swaps = self.num_refused = 0
         self._cache = cache
-        self._wait_s, self._next_try = poll_s, 0.0
+        self._wait_s = poll_s
 
     @classmethod
     def open(
