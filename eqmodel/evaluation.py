@@ -1,7 +1,7 @@
 """What frozen embeddings are worth: probes that see labels, clusterings that do not.
 
 The readings of Kuzminykh et al. (ACML 2018) and of later work; see eqmodel/DESIGN.md. No label is
-used to train or to select a representation.
+used to train or to select a representation. The protocols with their draws: eqmodel/protocols/.
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Embeddings = NDArray[np.float32]
+from eqmodel.protocols import clusterings, probes
+from eqmodel.protocols.clusterings import purity
+
+Embeddings = NDArray[np.floating]
 Labels = NDArray[Any]
 
 
@@ -20,30 +23,19 @@ def evaluate(
 ) -> dict[str, float]:
     """Readings of embeddings (N, d) with labels (N,): shares of 1.
 
-    Multinomial logistic regression and 5 nearest neighbours fitted on ``train``, and K-means with
-    as many clusters as there are labels on ``test``: purity, NMI, ARI.
+    Embeddings are rounded to float16 first, as they are stored. Multinomial logistic regression, a
+    small neural network and 5 nearest neighbours fitted on ``train``; K-means and a Gaussian
+    mixture with as many clusters as there are labels on ``test``: purity, Hungarian accuracy, NMI,
+    ARI.
     """
-    from sklearn.cluster import KMeans
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
-    from sklearn.neighbors import KNeighborsClassifier
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
-    neighbours = KNeighborsClassifier(5)
-    clusters = KMeans(len(np.unique(test_labels)), n_init=10, random_state=seed).fit_predict(test)
+    fitted, tested = probes.as_stored(train), probes.as_stored(test)
+    arguments = (fitted, train_labels, tested, test_labels)
     return {
-        "logistic_regression": float(probe.fit(train, train_labels).score(test, test_labels)),
-        "nearest_neighbours_5": float(neighbours.fit(train, train_labels).score(test, test_labels)),
-        "kmeans_purity": purity(clusters, test_labels),
-        "kmeans_nmi": float(normalized_mutual_info_score(test_labels, clusters)),
-        "kmeans_ari": float(adjusted_rand_score(test_labels, clusters)),
+        "logistic_regression": probes.logistic_regression(*arguments),
+        "neural_network": probes.neural_network(*arguments, seed),
+        "nearest_neighbours_5": probes.nearest_neighbours(*arguments),
+        **clusterings.clusterings(tested, test_labels, seed),
     }
 
 
-def purity(clusters: NDArray[Any], labels: Labels) -> float:
-    """Share of images that carry the commonest label of their cluster."""
-    _, inverse = np.unique(labels, return_inverse=True)
-    largest = [np.bincount(inverse[clusters == c]).max() for c in np.unique(clusters)]
-    return float(sum(largest) / len(labels))
+__all__ = ["evaluate", "purity"]

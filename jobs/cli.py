@@ -9,6 +9,7 @@ import typer
 from jobs.console import Verbs, add, run
 from jobs.demo import demo
 from jobs.embed import embed
+from jobs.evaluate import evaluate
 from jobs.gc import gc
 from jobs.index import index
 from jobs.models import models
@@ -16,6 +17,7 @@ from jobs.publish import publish
 from jobs.query import query
 from jobs.report import report
 from jobs.run import run as run_verb
+from jobs.schedule import schedule
 from jobs.serve import serve
 from jobs.status import status
 from jobs.train import train
@@ -64,6 +66,8 @@ for command in (
     verify,
     gc,
     publish,
+    evaluate,
+    schedule,
 ):
     add(app, command)
 

@@ -1,6 +1,7 @@
 """Get MNIST and Fashion-MNIST and write them as WebDataset tar shards.
 
     python -m jobs.datasets mnist fashion-mnist --out data/ [--split train|test] [--from FOLDER]
+    python -m jobs.datasets mnist fashion-mnist --idx --out data/     # for orbit evaluate
 
 Without --from the IDX files are downloaded from their usual mirrors. Either way their content is
 checked by sha256, of the bytes inside the gzip, so that a re-compressed copy is as good.
@@ -213,6 +214,17 @@ def write_shards(
     return written
 
 
+def write_idx_files(dataset: Dataset, out: Path, source: Path | None, check: bool) -> None:
+    """OUT/NAME/ with the four IDX files, under their published names."""
+    folder = out / dataset.name
+    folder.mkdir(parents=True, exist_ok=True)
+    for split in Split:
+        images, labels = load(dataset, split, source, check=check)
+        write_idx(folder / f"{IMAGES[split]}.gz", images)
+        write_idx(folder / f"{LABELS[split]}.gz", labels)
+        print(f"{len(images)} {split} images in {folder}", file=sys.stderr)
+
+
 def datasets(
     names: Annotated[list[str], typer.Argument(help="mnist, fashion-mnist, or both")],
     out: Annotated[Path, typer.Option(help="folder that gets OUT/NAME/SPLIT/00000.tar, ...")],
@@ -222,12 +234,18 @@ def datasets(
     ] = None,
     per_shard: Annotated[int, typer.Option(min=1, help="images per tar shard")] = 5000,
     check: Annotated[bool, typer.Option(help="compare with the published digests")] = True,
+    idx: Annotated[
+        bool, typer.Option("--idx", help="both halves as IDX files, for orbit evaluate")
+    ] = False,
 ) -> None:
     """Get MNIST or Fashion-MNIST and write it as tar shards that `orbit run` reads."""
     unknown = [name for name in names if name not in DATASETS]
     if unknown:
         raise Refused(f"no data set {unknown[0]!r}: expected {' or '.join(DATASETS)}")
     for name in names:
+        if idx:
+            write_idx_files(DATASETS[name], out, source, check)
+            continue
         images, labels = load(DATASETS[name], split, source, check=check)
         folder = out / name / split
         written = write_shards(images, labels, DATASETS[name], folder, per_shard)

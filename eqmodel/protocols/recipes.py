@@ -1,0 +1,92 @@
+"""The named trainings: one per published row, one recommended, and the pixels as they are.
+
+The published rows follow Kuzminykh et al. (ACML 2018): reconstruction alone, no consistency term,
+at most 10 minutes of training on two cores, so that all of a seed stays within 12.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from eqmodel.errors import Refused
+from eqmodel.protocols.draws import Protocol
+from eqmodel.training import TrainConfig
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one row of a table is made. ``config`` None: the pixels themselves, nothing is trained.
+
+    unmirrored: the group on protocols without mirrors; None: the config's group on all.
+    """
+
+    name: str
+    description: str
+    config: TrainConfig | None
+    unmirrored: str | None = None
+
+    def config_for(
+        self,
+        protocol: Protocol,
+        seed: int,
+        *,
+        max_minutes: float | None = None,
+        device: str = "cpu",
+    ) -> TrainConfig | None:
+        """The training of one seed on a protocol; max_minutes can only shorten it."""
+        if self.config is None:
+            return None
+        config = self.config
+        if self.unmirrored is not None and not protocol.mirrored:
+            config = replace(config, group=self.unmirrored)
+        if max_minutes is not None:
+            limit = min(max_minutes, config.max_minutes or max_minutes)
+            config = replace(config, max_minutes=limit)
+        name = f"{self.name}-{protocol.drawn}-{seed}"
+        return replace(config, seed=seed, device=device, name=name, description=self.description)
+
+
+PUBLISHED = TrainConfig(
+    consistency=0.0, reconstruction=1.0, epochs=30, max_minutes=10.0, patience=30, bfloat16=True
+)
+
+
+def published(name: str, description: str, group: str, readout: str, **more: Any) -> Recipe:
+    """A row of the paper's table."""
+    return Recipe(name, description, replace(PUBLISHED, group=group, readout=readout, **more))
+
+
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe("raw-pixels", "the pixels, nothing trained", None),
+        published(
+            "autoencoder",
+            "the plain autoencoder: no group, the code itself",
+            "c1",
+            "mean",
+            width=16,
+            features=64,
+        ),
+        published("mean-d4", "average pooling of the D4 code", "d4", "mean"),
+        published("mean-d12", "average pooling of the D12 code", "d12", "mean"),
+        published("attention-d4", "equivariant attention inside D4", "d4", "attention"),
+        published("attention-d12", "equivariant attention inside D12", "d12", "attention"),
+        published("gram-d4", "Gram pooling of the D4 code", "d4", "gram"),
+        published("gram-d12", "Gram pooling of the D12 code", "d12", "gram"),
+        Recipe(
+            "recommended",
+            "Gram pooling with orbit consistency beside reconstruction",
+            TrainConfig(bfloat16=True),
+            unmirrored="c4",
+        ),
+    )
+}
+
+
+def recipe_of(name: str) -> Recipe:
+    """The recipe of that name; Refused, with the names there are, when there is none."""
+    if name not in RECIPES:
+        raise Refused(f"no recipe '{name}': expected one of {', '.join(RECIPES)}")
+    return RECIPES[name]
