@@ -51,8 +51,13 @@ class Stopped(OrbitError):
         self.exit_code = 128 + number
 
 
-def verb(example: str) -> Callable[[Callable[..., Any]], Callable[..., None]]:
+def verb(
+    example: str, own_flags_first: bool = False
+) -> Callable[[Callable[..., Any]], Callable[..., None]]:
     """Make a command of a function that returns an `Answer` (or nothing).
+
+    With `own_flags_first`, everything after the first argument is taken verbatim: the flags there
+    are those of another verb.
 
     A parameter of the function that is a dataclass stands for one flag per field. Adds --debug,
     keeps standard output for the answer alone, and remembers `example`, which the help and the
@@ -76,6 +81,7 @@ def verb(example: str) -> Callable[[Callable[..., Any]], Callable[..., None]]:
 
         declare(command, function, groups)
         command.__dict__["example"] = example
+        command.__dict__["context"] = {"allow_interspersed_args": not own_flags_first}
         return command
 
     return decorate
@@ -242,7 +248,11 @@ def complain(message: str) -> None:
 def add(app: typer.Typer, command: Callable[..., None]) -> None:
     """Add a verb to an app, under its function's name."""
     example = getattr(command, "example", None)
-    app.command(command.__name__, epilog=f"{EXAMPLE}{example}" if example else None)(command)
+    app.command(
+        command.__name__,
+        epilog=f"{EXAMPLE}{example}" if example else None,
+        context_settings=getattr(command, "context", None),
+    )(command)
 
 
 def known_verbs(app: typer.Typer) -> list[str]:

@@ -1,0 +1,1 @@
+"""What `orbit schedule` prints: one file per kind of scheduler."""
