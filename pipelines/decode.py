@@ -9,7 +9,9 @@
 | alpha, also in palettes | composited over black, then as above |
 | TIFF of other channel counts or 16-bit colour | as stored, (H, W, C), by tifffile |
 | orientation (EXIF, TIFF) | applied |
-| animation, multi-page | first frame |
+| animation, multi-page TIFF | first frame, first page |
+| TIFF stack that declares channels (ImageJ, OME) | (H, W, C): those of the first plane and time |
+| FITS (extra ``fits``) | first image, physical values, a third axis as channels; see ``fits.py`` |
 
 Colour profiles are not applied. Formats come from an allow-list, so that a script or a vector file
 in disguise reaches no parser. A rejection gives one reason: ``empty object``, ``not an image``,
@@ -31,6 +33,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from pipelines.errors import Rejected
+from pipelines.fits import FITS_MAGIC, read_fits
 from pipelines.tiff import TIFF_MAGIC, Caps, finite, is_scientific, oriented, read_tiff
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM")
@@ -54,7 +57,6 @@ _OTHERS = {
     b"\xff\x0a": "JPEG XL",
     b"\0\0\0\x0cJXL ": "JPEG XL",
     b"\0\0\1\0": "icon",
-    b"SIMPLE  =": "FITS",
     b"\x89HDF\r\n": "HDF5",
     b"DDS ": "DDS",
     b"v/1\1": "OpenEXR",
@@ -101,7 +103,7 @@ def _quiet_decoders() -> Iterator[None]:
         if _Quiet.inside == 0:
             _Quiet.caught = warnings.catch_warnings()
             _Quiet.caught.__enter__()
-            warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
+            warnings.filterwarnings("ignore", module=r"(PIL|astropy)(\.|$)")
         _Quiet.inside += 1
     try:
         yield
@@ -113,6 +115,8 @@ def _quiet_decoders() -> Iterator[None]:
 
 
 def _decode(data: bytes, caps: Caps) -> Pixels:
+    if data.startswith(FITS_MAGIC):
+        return read_fits(data, caps)
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as error:
@@ -146,7 +150,7 @@ def _unidentified(data: bytes) -> str:
     for magic, other in _OTHERS.items():
         if head.startswith(magic):
             return f"unsupported format: {other} (not an image that is read)"
-    return "not an image of a known format (PNG, JPEG, WebP, BMP, GIF, TIFF, PNM)"
+    return "not an image of a known format (PNG, JPEG, WebP, BMP, GIF, TIFF, PNM, FITS)"
 
 
 def _ours(data: bytes) -> str | None:

@@ -8,6 +8,9 @@ from typing import Literal
 MIB = 1 << 20
 IMAGE_SUFFIXES = frozenset(
     [
+        ".fit",
+        ".fits",
+        ".fts",
         ".png",
         ".jpg",
         ".jpeg",

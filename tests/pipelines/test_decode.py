@@ -120,7 +120,7 @@ def png_header(width: int, height: int) -> bytes:
         (bytes(1000), "not an image of a known format"),
         (b"8BPS" + bytes(100), "unsupported format: Photoshop"),
         (b"\0\0\0\x1cftypavif" + bytes(100), "unsupported format: AVIF"),
-        (b"SIMPLE  =      T", "unsupported format: FITS"),
+        (b"SIMPLE  =      T", "damaged: Empty or corrupt FITS"),
         (b"\x89PNG\r\n\x1a\n", "damaged: truncated or spoilt header of a PNG"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"),
@@ -248,7 +248,7 @@ def test_tiffs_that_are_compressed(caplog: pytest.LogCaptureFixture) -> None:
         tag = file.pages[0].tags["Compression"]  # type: ignore[union-attr]
     lzw = bytearray(zipped)
     lzw[tag.valueoffset] = 5
-    with pytest.raises(Rejected, match="unsupported format: TIFF of 5 x 16 bits"):
+    with pytest.raises(Rejected, match="damaged"):  # deflate's bytes are none of LZW
         decode(bytes(lzw))
     assert caplog.records == []
 
