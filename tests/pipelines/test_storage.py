@@ -26,8 +26,8 @@ from pipelines.read_ahead import SequentialReader
 from pipelines.storage import Folder
 
 
-def test_what_is_written_is_listed_and_read(folder_url: str) -> None:
-    folder = Folder(folder_url)
+def test_what_is_written_is_listed_and_read(any_folder_url: str) -> None:
+    folder = Folder(any_folder_url)
     assert not folder.exists()
     assert folder.entries() == []
     written = folder.write("a/b.bin", b"0123456789")
@@ -43,8 +43,8 @@ def test_what_is_written_is_listed_and_read(folder_url: str) -> None:
     assert folder.read("c.bin") == b""
 
 
-def test_a_fresh_listing_sees_what_another_wrote(folder_url: str) -> None:
-    one, other = Folder(folder_url), Folder(folder_url)
+def test_a_fresh_listing_sees_what_another_wrote(any_folder_url: str) -> None:
+    one, other = Folder(any_folder_url), Folder(any_folder_url)
     one.write("x", b"1")
     assert len(other.entries()) == 1
     one.write("y", b"2")
@@ -54,8 +54,8 @@ def test_a_fresh_listing_sees_what_another_wrote(folder_url: str) -> None:
     assert [e.path for e in one.entries()] == ["y"]
 
 
-def test_reads_are_pinned_to_the_content_listed(folder_url: str) -> None:
-    folder = Folder(folder_url)
+def test_reads_are_pinned_to_the_content_listed(any_folder_url: str) -> None:
+    folder = Folder(any_folder_url)
     listed = folder.write("x", b"first")
     folder.write("x", b"second!")
     with pytest.raises(ObjectChanged, match="has changed"):
@@ -69,25 +69,25 @@ def test_reads_are_pinned_to_the_content_listed(folder_url: str) -> None:
         folder.read("x")
 
 
-def test_a_stream_reads_a_large_object_in_pieces(folder_url: str) -> None:
-    folder, data = Folder(folder_url), os.urandom(1 << 20) * 20
+def test_a_stream_reads_a_large_object_in_pieces(any_folder_url: str) -> None:
+    folder, data = Folder(any_folder_url), os.urandom(1 << 20) * 20
     entry = folder.write("big", data)
     with folder.stream("big", entry.etag) as stream:
         head = stream.read(512)
         assert head + stream.read() == data
 
 
-def test_upload_and_download(folder_url: str, tmp_path: Path) -> None:
+def test_upload_and_download(any_folder_url: str, tmp_path: Path) -> None:
     (tmp_path / "local").write_bytes(b"abc")
-    folder = Folder(folder_url)
+    folder = Folder(any_folder_url)
     assert folder.upload(tmp_path / "local", "p/q").size == 3
     folder.download("p/q", tmp_path / "back")
     assert (tmp_path / "back").read_bytes() == b"abc"
     assert folder.child("p").read("q") == b"abc"
 
 
-def test_only_the_url_travels(folder_url: str) -> None:
-    folder = Folder(folder_url)
+def test_only_the_url_travels(any_folder_url: str) -> None:
+    folder = Folder(any_folder_url)
     folder.write("x", b"1")
     again = pickle.loads(pickle.dumps(folder))
     assert again.url == folder.url
@@ -117,8 +117,10 @@ def test_normal_forms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.bin", "A b+c%20?#.bin", "ü/日本.bin", "x[1]*.bin"])
-def test_names_are_taken_as_they_are(folder_url: str, name: str) -> None:
-    folder = Folder(folder_url)
+def test_names_are_taken_as_they_are(any_folder_url: str, name: str) -> None:
+    if any_folder_url.startswith("az://"):
+        name = name.replace("?", "")  # adlfs loses it from a listing; said in infra/CLOUDS.md
+    folder = Folder(any_folder_url)
     entry = folder.write(name, b"1234")
     assert folder.entries() == [entry]
     assert entry.path == name
