@@ -12,6 +12,7 @@ from jobs.embed import embed
 from jobs.evaluate import evaluate
 from jobs.gc import gc
 from jobs.index import index
+from jobs.jobs import jobs as jobs_verb
 from jobs.models import models
 from jobs.publish import publish
 from jobs.query import query
@@ -20,6 +21,7 @@ from jobs.run import run as run_verb
 from jobs.schedule import schedule
 from jobs.serve import serve
 from jobs.status import status
+from jobs.submit import submit
 from jobs.train import train
 from jobs.verify import verify
 
@@ -67,6 +69,8 @@ for command in (
     gc,
     publish,
     evaluate,
+    submit,
+    jobs_verb,
     schedule,
 ):
     add(app, command)

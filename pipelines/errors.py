@@ -92,6 +92,10 @@ class RayError(OrbitError):
     """Ray could not be started or reached."""
 
 
+class ClusterError(Refused):
+    """A cluster that does not answer, does not fit, or does not take a job."""
+
+
 class QuarantineError(OrbitError):
     """The child process of the quarantine could not do its work."""
 
