@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -47,7 +48,8 @@ class ArtifactCache:
                 raise ArtifactError(
                     f"publication {row.id} has no {name}; publish again with 'orbit index'"
                 )
-            self._fetch_one(files[name], place / name)
+            shared = files[name].path.split("/")[-2] != row.id
+            self._fetch_one(files[name], place / name, shared)
         os.utime(place)
         self._forget_old(place)
         return place
@@ -58,8 +60,10 @@ class ArtifactCache:
         place.mkdir(parents=True, exist_ok=True)
         return place
 
-    def _fetch_one(self, file: PublishedFile, local: Path) -> None:
+    def _fetch_one(self, file: PublishedFile, local: Path, shared: bool) -> None:
         if local.is_file() and file_sha256(local) == file.sha256:
+            return
+        if shared and self._link_other(file, local):
             return
         handle, temporary = tempfile.mkstemp(dir=local.parent, prefix=f".{local.name}.")
         os.close(handle)
@@ -75,8 +79,36 @@ class ArtifactCache:
         finally:
             Path(temporary).unlink(missing_ok=True)
 
+    def _link_other(self, file: PublishedFile, local: Path) -> bool:
+        """Take a file that several publications name from the copy of another one."""
+        for other in local.parent.parent.glob(f"*/{local.name}"):
+            with contextlib.suppress(OSError):
+                if other.stat().st_size == file.size and file_sha256(other) == file.sha256:
+                    local.unlink(missing_ok=True)
+                    os.link(other, local)
+                    return True
+        return False
+
     def _forget_old(self, current: Path) -> None:
         others = [path for path in current.parent.iterdir() if path.is_dir() and path != current]
         others.sort(key=lambda path: path.stat().st_mtime, reverse=True)
         for old in others[KEPT_PUBLICATIONS - 1 :]:
             shutil.rmtree(old, ignore_errors=True)
+
+
+def fetch_checked(store: Folder, row: PublicationRow, names: Iterable[str], place: Path) -> Path:
+    """The named artifacts of a publication for one who builds on them: a folder of whole, checked
+    files. Those of a local store are linked into ``place``, others lie in the cache.
+
+    ArtifactError when one is missing or altered.
+    """
+    if not store.is_local:
+        return ArtifactCache(store).fetch(row, names)
+    files = {file.path.rpartition("/")[2]: file for file in row.files}
+    for name in names:
+        origin = Path(store.url, files[name].path) if name in files else None
+        if origin is None or not origin.is_file() or file_sha256(origin) != files[name].sha256:
+            raise ArtifactError(f"{name} of publication {row.id} is gone or altered")
+        if not (place / name).exists():
+            (place / name).symlink_to(origin)
+    return place

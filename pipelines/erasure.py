@@ -13,7 +13,6 @@ back when its shard changes.
 from __future__ import annotations
 
 import secrets
-import tempfile
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from eqmodel.errors import OrbitError
+from pipelines import scratch
 from pipelines.errors import ArtifactError, IncompleteError, SettingsError, StoreError
 from pipelines.faults import faultpoint
 from pipelines.index import file_sha256
@@ -119,6 +119,7 @@ class _Eraser:
 
     def __init__(self, store: Folder, model_id: str, progress: Progress) -> None:
         self.store, self.model_id, self.progress = store, model_id, progress
+        self._shown: dict[str, set[Image]] = {}
         stamp = f"{datetime.now(UTC):%Y%m%dT%H%M%S}"
         self.run_name = f"{stamp}_erase{secrets.token_hex(4)}"
 
@@ -126,13 +127,13 @@ class _Eraser:
         """Look, and unless ``dry_run`` erase and look again until nothing is found."""
         erased = Erased(self.store.url, dry_run)
         holders, erased.unknown = self._find(keys)
-        erased.images = set().union(*holders.values())
+        erased.images = set().union(*holders.values(), *self._shown.values())
         if dry_run:
             erased.files = set(holders)
             erased.publications = list(dict.fromkeys(row.id for row in self._holding(holders)))
             return erased
         for _ in range(ROUNDS):
-            if not holders and not self._orphans(erased.images):
+            if not holders and not self._shown and not self._orphans(erased.images):
                 return erased
             self._erase(holders, erased)
             holders, _ = self._find(keys)
@@ -144,10 +145,15 @@ class _Eraser:
     # -- looking ------------------------------------------------------------------------------
 
     def _find(self, keys: Sequence[str]) -> tuple[dict[str, set[Image]], list[str]]:
-        """Files that hold one of the images, whether named or not, and the keys found nowhere."""
+        """Files that hold one of the images, whether named or not, and the keys found nowhere.
+
+        Rows beside an index hold them too, those of tombstones among them: ``_shown``.
+        """
         wanted, sources = set(keys), defaultdict[str, set[Image]](set)
         holders: dict[str, set[Image]] = {}
+        self._shown = {}
         paths = [e.path for e in self.store.entries("embeddings") if e.path.endswith(".parquet")]
+        paths += [e.path for e in self.store.entries("artifacts") if e.path.endswith(".arrow")]
         for number, path in enumerate(paths, 1):
             self.progress("looking", number, len(paths), "files")
             held = {
@@ -159,7 +165,7 @@ class _Eraser:
             for image, name in held.items():
                 sources[name].add(image)
             if held:
-                holders[path] = set(held)
+                (self._shown if path.endswith(".arrow") else holders)[path] = set(held)
         several = next((name for name, found in sources.items() if len(found) > 1), None)
         if several is not None:
             known = ", ".join(sorted(source for source, _ in sources[several])[:3])
@@ -170,23 +176,34 @@ class _Eraser:
         return holders, [key for key in keys if key not in sources]
 
     def _images(self, path: str) -> Iterator[Image]:
-        rows = self._rows(path, ["source", "key", "digest"])
+        try:
+            rows = self._rows(path, ["source", "key", "digest"])
+        except pa.ArrowException:
+            if path.endswith(".arrow"):
+                return  # a damaged artifact: an orphan is deleted, one that is named is refused
+            raise
         for source, key, digest in zip(*(c.to_pylist() for c in rows.columns), strict=True):
             if digest is not None:
                 yield source, key
 
     def _rows(self, path: str, columns: list[str] | None = None) -> pa.Table:
-        with tempfile.TemporaryDirectory(prefix="orbit-") as place:
+        with scratch.folder() as place:
             local = Path(place, "file.parquet")
             self.store.download(path, local)
+            if path.endswith(".arrow"):
+                table = pa.ipc.open_file(local.read_bytes()).read_all()
+                return table if columns is None else table.select(columns)
             return pq.read_table(local, columns=columns)
 
     def _holding(self, holders: Collection[str]) -> list[PublicationRow]:
-        """Publications of table versions that name one of the files."""
+        """Publications of table versions that name one of the files, or with such rows of their
+        own."""
         log = PublicationLog.open(self.store)
         return [row for row in ([] if log is None else log.rows()) if self._names(row, holders)]
 
     def _names(self, row: PublicationRow, holders: Collection[str]) -> bool:
+        if any(file.path in self._shown for file in row.files):
+            return True
         table = EmbeddingTable.open(self.store, row.model_id, row.table_version)
         known = {} if table is None else table.known()
         return any(f"embeddings/{row.model_id}/{f.path}" in holders for f in known.values())
@@ -194,11 +211,13 @@ class _Eraser:
     def _orphans(self, images: Collection[Image]) -> list[str]:
         """Artifacts that no publication names and that hold an image, or cannot be read."""
         log = PublicationLog.open(self.store)
-        named = {row.id for row in ([] if log is None else log.rows())}
+        rows = [] if log is None else log.rows()
+        named = {row.id for row in rows}
+        shared = {file.path for row in rows for file in row.files}
         folders = defaultdict[str, list[str]](list)
         for entry in self.store.entries("artifacts"):
             name = entry.path.split("/")[1]
-            if name not in named:
+            if name not in named and entry.path not in shared:
                 folders[name].append(entry.path)
         return [path for paths in folders.values() if self._holds(paths, images) for path in paths]
 
@@ -270,9 +289,9 @@ class _Eraser:
         embedded = kept.num_rows - kept["embedding"].null_count
         rejected = kept["embedding"].null_count - kept["digest"].null_count
         counts = (kept.num_rows, embedded, rejected)
-        with tempfile.TemporaryDirectory(prefix="orbit-") as place:
+        with scratch.folder() as place:
             local = Path(place, "shard.parquet")
-            pq.write_table(kept, local, compression="zstd")
+            pq.write_table(kept, local, compression="zstd", write_page_checksum=True)
             if pq.read_metadata(local).num_rows != kept.num_rows:
                 raise ArtifactError(f"{local}: the file does not read back; check the disk")
             digest = file_sha256(local)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import secrets
-import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -23,26 +22,21 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from eqmodel.checkpoint import shipped
-from eqmodel.errors import OrbitError
 from eqmodel.groups import group
-from pipelines import clusters, drift
-from pipelines.artifacts import ArtifactCache
+from pipelines import clusters, drift, scratch
 from pipelines.duplicates import DuplicateOptions, find_duplicates
-from pipelines.errors import IncompleteError, NotPublishedError
+from pipelines.errors import NotPublishedError
 from pipelines.faults import faultpoint
 from pipelines.index import (
     IndexSpec,
     Neighbours,
     OrbitIndex,
     Rows,
-    build_index,
-    choose_kind,
-    collect,
-    collected_columns,
+    Sidecar,
     file_sha256,
-    held_out_rows,
     nearest_others,
 )
+from pipelines.indexing import Indexing, IndexOptions
 from pipelines.models import checkpoint_of_store
 from pipelines.pictures import thumbnails
 from pipelines.report import (
@@ -62,7 +56,7 @@ from pipelines.table import EmbeddingTable, PublicationLog, PublicationRow, Publ
 if TYPE_CHECKING:
     from eqmodel import Embedder
 
-HELD_OUT, NEAR = 1_000, 10
+NEAR = 10
 
 
 class Progress(Protocol):
@@ -80,14 +74,18 @@ def _silent(stage: str, done: int, total: int | None = None, note: str = "") -> 
 class PublishOptions:
     """How to publish. ``clusters`` None: chosen; ``recall`` asked for at 10; ``threads`` 0: all.
 
-    ``force`` publishes a version that is live already. ``run`` is the summary of the run that
-    embedded (``EmbedSummary.as_dict``), for throughput and efficiency; ``read`` how INPUT's
-    columns are called, for the audit of ``audit_images`` originals.
+    ``force`` publishes a version that is live already, and builds its index anew. For
+    ``index_memory`` (bytes), ``index_kind`` and ``index_ray`` see IndexOptions. ``run`` is the
+    summary of the run that embedded (``EmbedSummary.as_dict``), for throughput and efficiency;
+    ``read`` how INPUT's columns are called, for the audit of ``audit_images`` originals.
     """
 
     clusters: int | None = None
     recall: float = 0.99
     allow_low_recall: bool = False
+    index_memory: int | None = None
+    index_kind: str | None = None
+    index_ray: str | None = None
     duplicates: DuplicateOptions = field(default_factory=DuplicateOptions)
     audit_images: int = 256
     map_points: int = 5_000
@@ -97,6 +95,20 @@ class PublishOptions:
     force: bool = False
     read: ReadOptions = field(default_factory=ReadOptions)
     run: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def index(self) -> IndexOptions:
+        """What the index is told."""
+        return IndexOptions(
+            recall=self.recall,
+            allow_low_recall=self.allow_low_recall,
+            memory=self.index_memory,
+            kind=self.index_kind,
+            rebuild=self.force,
+            ray=self.index_ray,
+            threads=self.threads,
+            seed=self.seed,
+        )
 
 
 def publish(
@@ -123,7 +135,7 @@ def publish(
     if not options.run and live is not None and _covers(live, table):
         # The same version told again: what the run that embedded it measured still holds.
         options = replace(options, run=live.facts)
-    with tempfile.TemporaryDirectory(prefix="orbit-publish-") as place, _threads(options.threads):
+    with scratch.folder() as place, _threads(options.threads):
         return _Publishing(store, table, log, options, progress, Path(place)).run()
 
 
@@ -171,28 +183,24 @@ class _Publishing:
         self.progress, self.place = progress, place
         self.out = place / "artifacts"
         self.out.mkdir()
+        work = place / "work"
+        work.mkdir()
+        self.indexing = Indexing(store, table, options.index, progress, self.out, work)
         self.created = datetime.now(UTC)
         stamp = self.created.strftime("%Y%m%dT%H%M%S")
         self.id = f"{stamp}-v{table.version}-{secrets.token_hex(3)}"
 
     def run(self) -> PublicationRow:
         """Build, upload, and make visible."""
-        rows = self._rows()
+        before = self._before()
+        rows = self.indexing.rows()
         embedder = self._embedder()
         invariance = self._audit(embedder, rows)
-        index, spec = self._index(rows, invariance)
+        index, spec = self.indexing.index(rows, invariance.turned)
         near = self._neighbours(index, rows)
-        rows, found = self._findings(rows, spec, near, embedder, invariance)
-        document = self._write(rows, index, found)
+        rows, found = self._findings(rows, spec, near, embedder, invariance, before)
+        document = self._write(rows, found)
         return self._make_visible(spec, document)
-
-    def _rows(self) -> Rows:
-        counts = self.table.counts()
-        self.progress("reading", 0, counts.num_embedded, "embeddings")
-        batches = self.table.batches(columns=collected_columns())
-        rows = collect(batches, counts.num_embedded, self.table.identity.dim, self.out)
-        self.progress("reading", len(rows), len(rows), "embeddings")
-        return rows
 
     def _embedder(self) -> Embedder:
         from eqmodel import Embedder
@@ -212,35 +220,6 @@ class _Publishing:
         self.progress("auditing", wanted, wanted, found.section["skipped"] or "images turned")
         return found
 
-    def _index(self, rows: Rows, invariance: Invariance) -> tuple[OrbitIndex, IndexSpec]:
-        identity, options = self.table.identity, self.options
-        self.progress("indexing", 0, len(rows))
-        spec = IndexSpec(
-            kind=choose_kind(len(rows), identity.dim),
-            num=len(rows),
-            dim=identity.dim,
-            model_id=identity.model_id,
-            table_version=self.table.version,
-        )
-        index, spec = build_index(
-            rows.vectors,
-            rows.ids,
-            spec,
-            held_out_rows(len(rows), HELD_OUT, options.seed),
-            extra_queries=invariance.turned,
-            target=options.recall,
-            threads=options.threads,
-            seed=options.seed,
-        )
-        recall = float(spec.recall["recall"])
-        self.progress("indexing", len(rows), len(rows), f"{spec.kind}, recall {recall:.4f}")
-        if recall < options.recall and not options.allow_low_recall:
-            raise IncompleteError(
-                f"the index reaches recall {recall:.4f} at 10, {options.recall} was asked: "
-                "nothing was published; allow low recall, or ask for less"
-            )
-        return index, spec
-
     def _neighbours(self, index: OrbitIndex, rows: Rows) -> Neighbours:
         def show(done: int) -> None:
             self.progress("comparing", done, len(rows))
@@ -254,9 +233,9 @@ class _Publishing:
         near: Neighbours,
         embedder: Embedder,
         invariance: Invariance,
+        before: _Before | None,
     ) -> tuple[Rows, Findings]:
         options, acting = self.options, group(self.table.identity.group)
-        before = self._before()
         self.progress("clustering", 0, len(rows))
         clustering = clusters.cluster(
             rows.vectors,
@@ -311,25 +290,12 @@ class _Publishing:
         """The last publication of the same model; None when there is none that can be read."""
         model_id = self.table.identity.model_id
         earlier = [row for row in self.log.rows() if row.model_id == model_id]
-        if not earlier:
-            return None
-        cache = ArtifactCache(self.store, self.place / "before")
-        try:
-            folder = cache.fetch(earlier[-1], ["ids.arrow", "vectors.npy"])
-            with pa.memory_map(str(folder / "ids.arrow")) as file:
-                table = pa.ipc.open_file(file).read_all()
-            vectors = np.load(folder / "vectors.npy", mmap_mode="r", allow_pickle=False)
-        except (OrbitError, OSError, ValueError) as error:
-            self.progress("comparing", 0, None, f"the publication before cannot be read: {error}")
-            return None
-        rows = Rows(table, vectors, np.empty((len(table), 0), np.int8))
-        known = clusters.Previous(rows.ids, table["cluster"].to_numpy().astype(np.int64))
-        return _Before(known, _snapshot(earlier[-1].id, rows))
+        rows = self.indexing.open_previous(earlier[-1]) if earlier else None
+        return None if rows is None else _of_previous(earlier[-1].id, rows)
 
-    def _write(self, rows: Rows, index: OrbitIndex, found: Findings) -> dict[str, Any]:
+    def _write(self, rows: Rows, found: Findings) -> dict[str, Any]:
         self.progress("report", 0, 1)
-        index.save(self.out / "index.faiss")
-        rows.write_ids(self.out / "ids.arrow")
+        self.indexing.write(rows, found.clustering.assigned)
         clusters.write_clusters(
             self.out / "clusters.parquet", rows.ids, found.clustering, found.outlier
         )
@@ -343,6 +309,7 @@ class _Publishing:
     def _make_visible(self, spec: IndexSpec, document: Mapping[str, Any]) -> PublicationRow:
         faultpoint("publish.built")
         files = tuple(self._upload(sorted(self.out.iterdir())))
+        shared = self.indexing.shared
         faultpoint("publish.row")
         self.log.reload()
         live = self.log.live()
@@ -353,11 +320,12 @@ class _Publishing:
                 id=self.id,
                 model_id=self.table.identity.model_id,
                 table_version=self.table.version,
-                files=files,
+                files=(*files, *shared),
                 recall_at_10=float(spec.recall["recall"]),
                 facts=_facts(document, spec),
                 created=self.created,
-            )
+            ),
+            [file.path for file in shared],
         )
         faultpoint("publish.visible")
         self.store.upload(self.out / "report.html", "report.html")
@@ -373,12 +341,33 @@ class _Publishing:
 
 
 def _snapshot(name: str, rows: Rows) -> drift.Snapshot:
-    total = np.zeros(rows.vectors.shape[1], np.float64)
-    for start in range(0, len(rows), 65_536):
-        total += rows.vectors[start : start + 65_536].sum(0, dtype=np.float64)
     assigned: NDArray[np.int64] = rows.table["cluster"].to_numpy().astype(np.int64)
-    mean = total / max(1, len(rows))
-    return drift.Snapshot(name, rows.ids, assigned, rows.table["digest"].combine_chunks(), mean)
+    digests = rows.table["digest"].combine_chunks()
+    return drift.Snapshot(name, rows.ids, assigned, digests, _mean(rows.vectors, rows.ids[:0]))
+
+
+def _of_previous(name: str, rows: Sidecar) -> _Before:
+    """The publication before as it was told: images in ascending image_id."""
+    live = np.flatnonzero(rows.alive())
+    ids = rows.ids_of(live)
+    order = live[np.argsort(ids, kind="stable")]
+    ids = np.sort(ids)
+    assigned = rows.cluster_of(order).astype(np.int64)
+    columns = [chunk for part in rows.segments for chunk in part.table["digest"].chunks]
+    digests = pa.chunked_array(columns, pa.string()).take(pa.array(order)).combine_chunks()
+    mean = _mean(rows.vectors, rows.dead)
+    return _Before(
+        clusters.Previous(ids, assigned), drift.Snapshot(name, ids, assigned, digests, mean)
+    )
+
+
+def _mean(vectors: Any, dead: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The mean embedding of all rows but the dead, read piece by piece."""
+    total = np.zeros(vectors.shape[1], np.float64)
+    for start in range(0, len(vectors), 65_536):
+        total += vectors[start : start + 65_536].sum(0, dtype=np.float64)
+    total -= np.asarray(vectors[dead]).sum(0, dtype=np.float64)
+    return total / max(1, len(vectors) - len(dead))
 
 
 def _described(embedder: Embedder) -> dict[str, Any]:
@@ -398,12 +387,13 @@ def _facts(document: Mapping[str, Any], spec: IndexSpec) -> dict[str, Any]:
     """The figures that ``orbit status`` shows without opening an artifact."""
     collection, invariance = document["collection"], document["invariance"]
     counted = ("num_seen", "num_embedded", "num_rejected", "num_damaged_shards", "num_shards")
-    moved = ("num_added", "num_removed", "num_changed")
+    moved = ("num_added", "num_removed", "num_changed", "mean_shift")
     return {
         **{name: collection[name] for name in counted},
         "num_clusters": document["clusters"]["num_clusters"],
         "num_duplicate_groups": document["duplicates"]["num_groups"],
         "index_kind": spec.kind,
+        "index": spec.facts(),
         "invariance_error": invariance.get("invariance_error"),
         "free_angle_rank1": invariance.get("free_angle_rank1"),
         **{name: document["efficiency"][name] for name in THROUGHPUT},

@@ -7,7 +7,6 @@ import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from eqmodel.errors import CheckpointError, Refused
 from eqmodel.groups import group
 from pipelines.artifacts import ArtifactCache
 from pipelines.errors import KeyNotFoundError, ModelMismatchError, NotPublishedError
-from pipelines.index import IndexSpec, OrbitIndex, Sidecar, load_index
+from pipelines.index import CLUSTERS, IndexSpec, Sidecar, open_index
 from pipelines.models import checkpoint_of_store
 from pipelines.pictures import Pose, open_picture, poses_of, thumbnails
 from pipelines.storage import Folder
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 
 MAX_K = 10_000
 CHUNK = 65_536
-NEEDED = ("index.json", "index.faiss", "ids.arrow", "vectors.npy", "poses.npy")
 
 
 @dataclass(frozen=True)
@@ -61,15 +59,17 @@ class Searcher:
         """Use ``Searcher.open``. ArtifactError when a file is not what was published."""
         self.store, self.publication, self._cache = cache.store, publication, cache
         self.device = device
-        folder = cache.fetch(publication, NEEDED)
+        folder = cache.fetch(publication, ["index.json"])
         self.spec = IndexSpec.from_dict(json.loads((folder / "index.json").read_bytes()))
         if self.spec.model_id != publication.model_id:
             raise ModelMismatchError(
                 f"publication {publication.id} is of model {publication.model_id}, its index of "
                 f"{self.spec.model_id}; publish again"
             )
-        self.rows = Sidecar(folder, self.spec.num, self.spec.dim)
-        self._index = _open_index(folder, publication, self.spec)
+        digests = {file.path.rpartition("/")[2]: file.sha256 for file in publication.files}
+        cache.fetch(publication, [*self.spec.files, *({CLUSTERS} & digests.keys())])
+        self.rows = Sidecar.open(folder, self.spec)
+        self._index = open_index(folder, digests, self.spec, self.rows)
         self._embedder: Embedder | None = None
         self._poses: list[Pose] | None = None
         self._table: EmbeddingTable | None = None
@@ -186,7 +186,7 @@ class Searcher:
             rough = np.concatenate([self.rows.vectors[part] @ query for part in parts])
             rows = rows[np.argsort(-rough, kind="stable")[: k + 100]]
         scores = self.rows.vectors[rows].astype(np.float64) @ query.astype(np.float64)
-        order = np.lexsort((rows, -np.round(scores, 7)))[:k]
+        order = np.lexsort((self.rows.ids_of(rows), -np.round(scores, 7)))[:k]
         poses = None if code is None else self._align(code, rows[order])
         return self._hits(rows[order], scores[order], poses)
 
@@ -296,11 +296,6 @@ class Searcher:
                 f"{self.model_id}; restore models/{self.model_id} in the store"
             )
         return found
-
-
-def _open_index(folder: Path, publication: PublicationRow, spec: IndexSpec) -> OrbitIndex:
-    digests = {file.path.rpartition("/")[2]: file.sha256 for file in publication.files}
-    return load_index(folder / "index.faiss", digests["index.faiss"], spec)
 
 
 def _check_k(k: int) -> None:

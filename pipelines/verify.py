@@ -17,7 +17,6 @@ unless repair is asked for: then one commit drops the damaged files' rows from t
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -28,8 +27,9 @@ import numpy as np
 import pyarrow as pa
 
 from eqmodel.errors import OrbitError
+from pipelines import scratch
 from pipelines.errors import DamagedStoreError, StoreError
-from pipelines.index import IndexSpec, Rows, Sidecar, file_sha256, load_index
+from pipelines.index import CLUSTERS, IndexSpec, Sidecar, file_sha256, open_index
 from pipelines.index.contents import contents
 from pipelines.models import checkpoint_of_store
 from pipelines.report import audit_sample
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from pipelines.batch import Progress
 
 MAX_INVARIANCE_ERROR = 1e-3
-SIDECAR = ("ids.arrow", "vectors.npy", "poses.npy", "index.json", "index.faiss")
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,7 @@ class _Verification:
                 f"{self.store.url} is not a store: no embeddings are there; make one with "
                 f"'orbit run INPUT --model MODEL --out {self.store.url}'"
             )
-        with tempfile.TemporaryDirectory(prefix="orbit-verify-") as place:
+        with scratch.folder() as place:
             self._guarded(f"embeddings/{model_id}", lambda: self._table(model_id, Path(place)))
             self._guarded("publications", lambda: self._publications(model_id, Path(place)))
         return self.verdict
@@ -211,29 +210,38 @@ class _Verification:
                     self.verdict.add(file.path, [f"{what}; {_REPUBLISH}"])
 
     def _live(self, row: PublicationRow, table: EmbeddingTable, place: Path) -> None:
-        digests = {file.path.rpartition("/")[2]: file.sha256 for file in row.files}
-        for name in SIDECAR:
-            self.store.download(f"artifacts/{row.id}/{name}", place / name)
+        files = {file.path.rpartition("/")[2]: file for file in row.files}
+        self.store.download(files["index.json"].path, place / "index.json")
         spec = IndexSpec.from_dict(json.loads((place / "index.json").read_bytes()))
-        sidecar = Sidecar(place, spec.num, spec.dim)
+        for name in (*spec.files, *({CLUSTERS} & files.keys())):
+            self.store.download(files[name].path, place / name)
+        sidecar = Sidecar.open(place, spec)
         where = f"artifacts/{row.id}"
         expected = (row.model_id, row.table_version)
         if (spec.model_id, spec.table_version) != expected:
             found = (spec.model_id, spec.table_version)
             self.verdict.add(where, [f"the index is of {found}, the publication of {expected}"])
-        rows, index = f"{where}/ids.arrow", f"{where}/index.faiss"
+        rows, index = files["ids.arrow"].path, files["index.faiss"].path
         self._guarded(
             rows, lambda: self.verdict.add(rows, compare_sidecar(sidecar, table, self.progress))
         )
         self._guarded(
-            index, lambda: self._index(sidecar, spec, place, digests["index.faiss"], index)
+            index,
+            lambda: self._index(
+                sidecar, spec, place, {name: file.sha256 for name, file in files.items()}, index
+            ),
         )
         self._guarded(where, lambda: self._audit(row, table, sidecar, place))
 
     def _index(
-        self, sidecar: Sidecar, spec: IndexSpec, place: Path, digest: str, where: str
+        self,
+        sidecar: Sidecar,
+        spec: IndexSpec,
+        place: Path,
+        digests: Mapping[str, str],
+        where: str,
     ) -> None:
-        index = load_index(place / "index.faiss", digest, spec)
+        index = open_index(place, digests, spec, sidecar)
         self.progress("index", 0, len(index), "vectors")
         self.verdict.num_vectors = len(index)
         self.verdict.add(where, compare_index(sidecar, contents(index)))
@@ -247,7 +255,9 @@ class _Verification:
             self.verdict.add(where, [f"is model {embedder.model_id}"])
             return
         options = self.options
-        rows = Rows(sidecar.table, sidecar.vectors, sidecar.poses)
+        (place / "rows").mkdir()
+        etags = {source: file.etag for source, file in table.known().items()}
+        rows = sidecar.gather(place / "rows", etags)
         wanted = min(options.audit_images, len(rows))
         self.progress("auditing", 0, wanted, "images turned")
         found = audit_sample(
@@ -285,7 +295,7 @@ def judge_audit(section: Mapping[str, Any]) -> Iterator[str]:
 def compare_sidecar(sidecar: Sidecar, table: EmbeddingTable, progress: Progress) -> Iterator[str]:
     """Rows beside the index against the embedded rows of the table."""
     salted = _salted(sidecar)
-    seen = np.zeros(len(sidecar), bool)
+    seen = ~sidecar.alive()  # tombstones need not be seen
     missing, differing, done = list[str](), list[str](), 0
     for batch in table.batches(["image_id", "source", "key", "embedding"]):
         done += batch.num_rows
@@ -318,22 +328,24 @@ def _told_names(batch: pa.RecordBatch, rows: Any) -> list[str]:
 
 def _salted(sidecar: Sidecar) -> dict[tuple[str, str], int]:
     """Rows whose image_id is not that of the table: two images had the same 63 bits."""
-    rows = np.flatnonzero(sidecar.table["salt"].to_numpy()).tolist()
+    salts = [segment.table["salt"].to_numpy() for segment in sidecar.segments]
+    rows = np.flatnonzero(np.concatenate(salts)).tolist()
     records = zip(rows, sidecar.records(rows), strict=True)
     return {(record["source"], record["key"]): row for row, record in records}
 
 
 def compare_index(sidecar: Sidecar, pieces: Iterable[tuple[Any, Any]]) -> Iterator[str]:
     """What the index holds against the rows beside it."""
-    seen = np.zeros(len(sidecar), bool)
+    seen = ~sidecar.alive()
     unknown, differing = 0, list[int]()
     for ids, vectors in pieces:
         rows = sidecar.rows_of(ids)
         known = rows >= 0
         unknown += int((~known).sum())
         seen[rows[known]] = True
-        same = (sidecar.vectors[rows[known]] == vectors[known]).all(axis=1)
-        differing += rows[known][~same].tolist()
+        if vectors is not None:  # codes are compared by the digest of their file alone
+            same = (sidecar.vectors[rows[known]] == vectors[known]).all(axis=1)
+            differing += rows[known][~same].tolist()
     names = [f"{r['source']}/{r['key']}" for r in sidecar.records(differing[:3])]
     if unknown:
         yield f"{unknown} of its image_ids are not beside it; {_REPUBLISH}"

@@ -1,47 +1,71 @@
 """The index over the embeddings: its kinds, its measured recall, and the rows beside it.
 
 The only package that imports faiss. An index answers with image_ids; the sidecar turns an
-image_id into the row of ``ids.arrow`` and ``vectors.npy`` in which everything else lies.
+image_id into a row number, by which everything else is found.
 """
 
-from pipelines.index.kinds import (
-    EXACT_UP_TO,
-    IndexSpec,
-    OrbitIndex,
-    build_index,
-    choose_kind,
-    kmeans,
-    load_index,
-)
+from pipelines.index.build import Asked, Parts, build_index
+from pipelines.index.kinds import EXACT_UP_TO, choose_kind
+from pipelines.index.kmeans import kmeans
 from pipelines.index.neighbours import Neighbours, nearest_others
 from pipelines.index.recall import Recall, exact_top, held_out_rows, measure_recall
-from pipelines.index.sidecar import (
+from pipelines.index.rows import (
     ROWS_SCHEMA,
     Rows,
-    Sidecar,
     collect,
     collected_columns,
     file_sha256,
+    with_etags,
+)
+from pipelines.index.searching import OrbitIndex
+from pipelines.index.sidecar import Segment, Sidecar
+from pipelines.index.spec import CLUSTERS, TRAINED, IndexSpec
+from pipelines.index.storing import open_index
+from pipelines.index.update import (
+    Change,
+    Decision,
+    Previous,
+    decide,
+    find_change,
+    fold_index,
+    touched_sources,
+    update_index,
+    with_change,
 )
 
 __all__ = [
+    "CLUSTERS",
     "EXACT_UP_TO",
     "ROWS_SCHEMA",
+    "TRAINED",
+    "Asked",
+    "Change",
+    "Decision",
     "IndexSpec",
     "Neighbours",
     "OrbitIndex",
+    "Parts",
+    "Previous",
     "Recall",
     "Rows",
+    "Segment",
     "Sidecar",
     "build_index",
     "choose_kind",
     "collect",
     "collected_columns",
+    "decide",
     "exact_top",
     "file_sha256",
+    "find_change",
+    "fold_index",
     "held_out_rows",
     "kmeans",
-    "load_index",
     "measure_recall",
     "nearest_others",
+    "open_index",
+    "touched_sources",
+    "update_index",
+    "with_change",
+    "with_etags",
 ]

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.index.kinds import OrbitIndex
-from pipelines.index.sidecar import Rows
+from pipelines.index.rows import Rows
+from pipelines.index.searching import OrbitIndex
 
 CHUNK = 8_192
 

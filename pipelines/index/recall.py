@@ -6,10 +6,11 @@ the copies of an orbit tie and any order among them is right (design.md).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
+import faiss
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,6 +22,14 @@ Search = Callable[[Vectors, int], RowNumbers]
 
 TIE = 1e-5
 CHUNK = 65_536
+
+
+class Stored(Protocol):
+    """Embeddings (N, d) that are read in slices or row by row; need not be in memory."""
+
+    def __getitem__(self, rows: Any) -> Any: ...
+
+    def __len__(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -36,65 +45,126 @@ class Recall:
         return asdict(self)
 
 
-def held_out_rows(num: int, wanted: int, seed: int = 0) -> RowNumbers:
+@dataclass(frozen=True)
+class Truth:
+    """Queries (Q, d) with the exact score of their k-th neighbour (Q,); ``own`` (Q,) is each
+    query's own row, -1 for a query that is no row (a turned copy)."""
+
+    queries: Vectors
+    own: RowNumbers
+    kth: Scores
+    k: int
+
+    def part(self, start: int, step: int) -> Truth:
+        """Every ``step``-th query."""
+        chosen = slice(start, None, step)
+        return Truth(self.queries[chosen], self.own[chosen], self.kth[chosen], self.k)
+
+    def recall_of(self, search: Search, vectors: Stored) -> Recall:
+        """Recall@k of a search over the rows whose embeddings are ``vectors``."""
+        if self.k < 1 or not len(self.queries):
+            # One image alone, or none: there is nothing that could be missed.
+            return Recall(1.0, max(self.k, 0), 0)
+        answers = zip(search(self.queries, self.k + 1), self.own, strict=True)
+        found = np.array([_without(rows, mine, self.k) for rows, mine in answers])
+        kept = np.asarray(vectors[np.maximum(found, 0).ravel()]).reshape(*found.shape, -1)
+        exact = np.einsum("qkd,qd->qk", kept, self.queries)
+        good = (found >= 0) & (exact >= self.kth[:, None] - TIE)
+        return Recall(round(float(good.mean()), 6), self.k, len(self.queries))
+
+
+def is_held_out(ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """(N,) image_ids -> (N,): whether an image never takes part in training an index.
+
+    One in 16, by its id, so that it stays so through every update and fold.
+    """
+    mixed = ids.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    held: NDArray[np.bool_] = (mixed >> np.uint64(60)) == 0
+    return held
+
+
+def held_out_rows(ids: NDArray[np.int64], wanted: int, seed: int = 0) -> RowNumbers:
     """Sorted row numbers of the queries: at most ``wanted``, and at most a tenth of the rows.
 
-    A held-out row takes no part in training the index and never counts as its own neighbour.
+    A held-out row takes no part in training the index and never counts as its own neighbour. Where
+    there are too few images for one to be held out the index is exact, and any will do.
     """
+    num = len(ids)
+    candidates = np.flatnonzero(is_held_out(ids))
     size = min(wanted, max(1, num // 10)) if num else 0
-    return np.sort(np.random.default_rng(seed).choice(num, size, replace=False)).astype(np.int64)
+    if not len(candidates):
+        candidates = np.arange(num)
+    size = min(size, len(candidates))
+    return np.sort(np.random.default_rng(seed).choice(candidates, size, replace=False)).astype(
+        np.int64
+    )
 
 
 def exact_top(
-    vectors: Vectors, queries: Vectors, k: int, own: RowNumbers | None = None
+    vectors: Stored,
+    queries: Vectors,
+    k: int,
+    own: RowNumbers | None = None,
+    alive: NDArray[np.bool_] | None = None,
 ) -> tuple[Scores, RowNumbers]:
     """The k best rows for each query by inner product, best first, reading ``vectors`` in pieces.
 
     vectors (N, d), queries (Q, d); ``own`` (Q,) rows are left out of their query's answer
-    (-1: nothing to leave out). Returns scores and rows (Q, min(k, N)), rows -1 past the end.
+    (-1: nothing to leave out), and rows that are not ``alive`` (N,) of all. Returns scores and
+    rows (Q, min(k, N)), rows -1 past the end.
     """
-    k = min(k, len(vectors))
-    best = np.full((len(queries), k), -np.inf, np.float32)
-    rows = np.full((len(queries), k), -1, np.int64)
-    for start in range(0, len(vectors), CHUNK):
-        scores = queries @ np.asarray(vectors[start : start + CHUNK]).T
+    k, num = min(k, len(vectors)), len(queries)
+    best = np.full((num, k), -np.inf, np.float32)
+    rows = np.full((num, k), -1, np.int64)
+    queries = np.ascontiguousarray(queries, np.float32)
+    for numbers, piece in _pieces(vectors, alive) if k and num else ():
+        more = min(len(piece), k + 1)
+        scores, places = faiss.knn(queries, piece, more, metric=faiss.METRIC_INNER_PRODUCT)
+        found = numbers[places]
         if own is not None:
-            inside = np.flatnonzero((own >= start) & (own < start + scores.shape[1]))
-            scores[inside, own[inside] - start] = -np.inf
-        best, rows = _merge(best, rows, scores, start, k)
-    order = np.argsort(-best, axis=1, kind="stable")
-    best, rows = np.take_along_axis(best, order, 1), np.take_along_axis(rows, order, 1)
+            scores[found == own[:, None]] = -np.inf
+        both, both_rows = np.hstack([best, scores]), np.hstack([rows, found])
+        order = np.argsort(-both, axis=1, kind="stable")[:, :k]
+        best = np.take_along_axis(both, order, 1)
+        rows = np.take_along_axis(both_rows, order, 1)
     rows[np.isneginf(best)] = -1
     return best, rows
 
 
-def _merge(
-    best: Scores, rows: RowNumbers, scores: Scores, start: int, k: int
-) -> tuple[Scores, RowNumbers]:
-    numbers = np.broadcast_to(np.arange(start, start + scores.shape[1]), scores.shape)
-    both, both_rows = np.hstack([best, scores]), np.hstack([rows, numbers])
-    top = np.argpartition(-both, k - 1, axis=1)[:, :k]
-    return np.take_along_axis(both, top, 1), np.take_along_axis(both_rows, top, 1)
+def _pieces(
+    vectors: Stored, alive: NDArray[np.bool_] | None
+) -> Iterator[tuple[RowNumbers, Vectors]]:
+    for start in range(0, len(vectors), CHUNK):
+        piece = np.asarray(vectors[start : start + CHUNK])
+        numbers = np.arange(start, start + len(piece))
+        if alive is not None and not alive[numbers].all():
+            kept = alive[numbers]
+            piece, numbers = piece[kept], numbers[kept]
+        if len(piece):
+            yield numbers, np.ascontiguousarray(piece, np.float32)
+
+
+def find_truth(
+    vectors: Stored,
+    queries: Vectors,
+    own: RowNumbers,
+    k: int = 10,
+    alive: NDArray[np.bool_] | None = None,
+) -> Truth:
+    """The exact k-th scores that the recall of any index over ``vectors`` is measured by."""
+    num = len(vectors) if alive is None else int(alive.sum())
+    k = min(k, num - 1 if (own >= 0).any() else num)
+    if k < 1 or not len(queries):
+        return Truth(queries[:0], own[:0], np.empty(0, np.float32), max(k, 0))
+    scores, _ = exact_top(vectors, queries, k, own, alive)
+    return Truth(np.asarray(queries), own, scores[:, k - 1], k)
 
 
 def measure_recall(
-    search: Search, vectors: Vectors, queries: Vectors, own: RowNumbers, k: int = 10
+    search: Search, vectors: Stored, queries: Vectors, own: RowNumbers, k: int = 10
 ) -> Recall:
-    """Recall@k of ``search`` over rows (N, d) for queries (Q, d).
-
-    ``own`` (Q,) is each query's own row, -1 for a query that is no row (a turned copy).
-    """
-    k = min(k, len(vectors) - 1 if (own >= 0).any() else len(vectors))
-    if k < 1 or not len(queries):
-        # One image alone, or none: there is nothing that could be missed.
-        return Recall(1.0, max(k, 0), 0)
-    scores, _ = exact_top(vectors, queries, k, own)
-    answers = zip(search(queries, k + 1), own, strict=True)
-    found = np.array([_without(rows, mine, k) for rows, mine in answers])
-    kept = np.asarray(vectors[np.maximum(found, 0)])
-    exact = np.einsum("qkd,qd->qk", kept, queries)
-    good = (found >= 0) & (exact >= scores[:, k - 1, None] - TIE)
-    return Recall(round(float(good.mean()), 6), k, len(queries))
+    """Recall@k of ``search`` over rows (N, d) for queries (Q, d), all in one."""
+    return find_truth(vectors, queries, own, k).recall_of(search, vectors)
 
 
 def _without(found: RowNumbers, own: int, k: int) -> RowNumbers:

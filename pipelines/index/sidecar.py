@@ -1,15 +1,15 @@
-"""The rows beside the index: who an image_id is, its embedding and its pose code.
+"""The rows beside the index, opened from a publication's files without reading them into memory.
 
-``ids.arrow`` (Arrow IPC, strings dictionary-coded), ``vectors.npy`` and ``poses.npy`` are aligned:
-row i of each is the same image, and rows are in ascending image_id. All three are memory-mapped,
-none is ever unpickled.
+A base segment, and since its last fold a delta segment and tombstones (rows of the base that are
+no more). Row numbers count the rows of the base, then those of the delta; an image_id that both
+segments know is the delta's. All files are memory-mapped, none is ever unpickled.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,233 +19,282 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipelines.errors import ArtifactError
+from pipelines.index.rows import ROWS_SCHEMA, Rows, with_etags, write_array
+from pipelines.index.spec import CLUSTERS, TOMBSTONES, IndexSpec
 
-CHUNK = 65_536
-_NAME = pa.dictionary(pa.int32(), pa.string())
-_CARRIED = ("source", "source_etag", "item_etag", "offset", "length", "digest", "width", "height")
-COLUMNS = ("image_id", "key", "label", *_CARRIED)
-ROWS_SCHEMA = pa.schema(
-    [
-        ("image_id", pa.int64()),
-        ("salt", pa.int8()),
-        ("key", pa.string()),
-        ("source", _NAME),
-        ("label", _NAME),
-        ("cluster", pa.int32()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("digest", pa.string()),
-        ("source_etag", _NAME),
-        ("item_etag", pa.string()),
-        ("offset", pa.int64()),
-        ("length", pa.int64()),
-    ]
-)
-
-
-def collected_columns() -> list[str]:
-    """The columns of the embeddings table that ``collect`` reads."""
-    return [*COLUMNS, "embedding", "pose_code"]
-
-
-def file_sha256(path: Path) -> str:
-    """sha256 of a local file, 64 hex digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+Numbers = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Every embedded image in ascending image_id.
-
-    table (N rows of ROWS_SCHEMA), vectors (N, d) float32 and poses (N, p) int8, memory-mapped.
-    """
+class Segment:
+    """Rows in ascending image_id: a table of ROWS_SCHEMA, vectors (N, d), poses (N, p)."""
 
     table: pa.Table
     vectors: NDArray[np.float32]
     poses: NDArray[np.int8]
 
-    def __len__(self) -> int:
-        return int(self.table.num_rows)
-
-    @property
-    def ids(self) -> NDArray[np.int64]:
-        """(N,) int64, ascending."""
-        numbers: NDArray[np.int64] = self.table["image_id"].to_numpy()
-        return numbers
-
-    def records(
-        self, rows: Iterable[int] | NDArray[np.int64], columns: list[str]
-    ) -> list[dict[str, Any]]:
-        """Some columns of some rows as dictionaries, in the order asked."""
-        wanted = pa.array(np.asarray(list(rows), np.int64))
-        taken: list[dict[str, Any]] = self.table.select(columns).take(wanted).to_pylist()
-        return taken
-
-    def with_clusters(self, clusters: NDArray[np.int32]) -> Rows:
-        """The same rows, each with the id of its cluster."""
-        place = self.table.schema.get_field_index("cluster")
-        column = pa.array(clusters, pa.int32())
-        return Rows(self.table.set_column(place, "cluster", column), self.vectors, self.poses)
-
-    def write_ids(self, path: Path) -> None:
-        """Write ``ids.arrow``."""
-        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, ROWS_SCHEMA) as writer:
-            writer.write_table(self.table.combine_chunks(), max_chunksize=CHUNK)
-
-
-class Sidecar:
-    """The rows of a publication, opened from local files without reading them into memory."""
-
-    def __init__(self, folder: Path, num: int, dim: int) -> None:
-        """ArtifactError when the files in ``folder`` do not agree with (num, dim)."""
-        self._map = pa.memory_map(str(folder / "ids.arrow"))
+    @classmethod
+    def open(cls, folder: Path, names: tuple[str, str, str]) -> Segment:
+        """Map the three files. ArtifactError when one cannot be read."""
         try:
-            self.table = pa.ipc.open_file(self._map).read_all()
-            self.vectors = np.load(folder / "vectors.npy", mmap_mode="r", allow_pickle=False)
-            self.poses = np.load(folder / "poses.npy", mmap_mode="r", allow_pickle=False)
+            with pa.memory_map(str(folder / names[0])) as file:
+                table = pa.ipc.open_file(file).read_all()
+            vectors = np.load(folder / names[1], mmap_mode="r", allow_pickle=False)
+            poses = np.load(folder / names[2], mmap_mode="r", allow_pickle=False)
         except (pa.ArrowInvalid, ValueError, EOFError) as error:
             raise ArtifactError(
                 f"the rows beside the index cannot be read ({error}); publish again"
             ) from error
-        found = (self.table.num_rows, *self.vectors.shape, len(self.poses))
-        if found != (num, num, dim, num):
-            raise ArtifactError(
-                f"the rows beside the index are {found}, ({num}, {num}, {dim}, {num}) was "
-                "published; publish again"
-            )
-        self.ids: NDArray[np.int64] = self.table["image_id"].to_numpy()
+        return cls(table, vectors, poses)
+
+    @classmethod
+    def of(cls, rows: Rows) -> Segment:
+        """Rows that were gathered just now."""
+        return cls(rows.table, rows.vectors, rows.poses)
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
 
-    def rows_of(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    @cached_property
+    def ids(self) -> Numbers:
+        """(N,) int64, ascending."""
+        numbers: Numbers = self.table["image_id"].to_numpy()
+        return numbers
+
+    def emptied(self) -> Segment:
+        """The same without a row."""
+        return Segment(self.table[:0], self.vectors[:0], self.poses[:0])
+
+    def rows_of(self, ids: Numbers) -> Numbers:
         """Row numbers of image_ids of any shape; -1 where there is no such image."""
-        place = np.minimum(np.searchsorted(self.ids, ids), max(0, len(self) - 1))
-        return np.where(self.ids[place] == ids, place, -1) if len(self) else np.full_like(ids, -1)
+        if not len(self):
+            return np.full_like(ids, -1)
+        place = np.minimum(np.searchsorted(self.ids, ids), len(self) - 1)
+        found: Numbers = np.where(self.ids[place] == ids, place, -1)
+        return found
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """An array of the base and one of the delta, read as one by row numbers or in slices."""
+
+    parts: tuple[NDArray[Any], NDArray[Any]]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, width)."""
+        return (len(self), *self.parts[0].shape[1:])
+
+    def __len__(self) -> int:
+        return len(self.parts[0]) + len(self.parts[1])
+
+    def __getitem__(self, rows: Any) -> NDArray[Any]:
+        base, delta = self.parts
+        if isinstance(rows, slice):
+            start, stop, step = rows.indices(len(self))
+            if step == 1 and stop <= len(base):
+                return base[start:stop]
+            rows = np.arange(start, stop, step)
+        rows = np.asarray(rows)
+        if not rows.ndim:
+            return self[rows[None]][0]  # type: ignore[no-any-return]
+        made = np.empty((len(rows), *base.shape[1:]), base.dtype)
+        old = rows < len(base)
+        made[old], made[~old] = base[rows[old]], delta[rows[~old] - len(base)]
+        return made
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """The rows of one publication; ``dead`` are sorted rows of the base, ``clusters`` of all."""
+
+    base: Segment
+    delta: Segment | None = None
+    dead: Numbers = field(default_factory=lambda: np.empty(0, np.int64))
+    clusters: NDArray[np.int32] | None = None
+
+    @classmethod
+    def open(cls, folder: Path, spec: IndexSpec) -> Sidecar:
+        """ArtifactError when the files in ``folder`` do not agree with ``spec``."""
+        base = Segment.open(folder, ("ids.arrow", "vectors.npy", "poses.npy"))
+        delta, dead = None, np.empty(0, np.int64)
+        if spec.has_delta:
+            names = ("delta.arrow", "delta-vectors.npy", "delta-poses.npy")
+            delta = Segment.open(folder, names)
+            dead = np.load(folder / TOMBSTONES, allow_pickle=False)
+        clusters = None
+        if (folder / CLUSTERS).exists():
+            clusters = np.load(folder / CLUSTERS, mmap_mode="r", allow_pickle=False)
+        made = cls(base, delta, dead, clusters)
+        made._check(spec)
+        return made
+
+    def _check(self, spec: IndexSpec) -> None:
+        wanted = [("base", self.base, spec.base_num)]
+        if self.delta is not None:
+            wanted.append(("delta", self.delta, spec.delta_num))
+        for name, segment, num in wanted:
+            found = (len(segment), *segment.vectors.shape, len(segment.poses))
+            if found != (num, num, spec.dim, num):
+                raise ArtifactError(
+                    f"the {name} rows beside the index are {found}, "
+                    f"({num}, {num}, {spec.dim}, {num}) was published; publish again"
+                )
+        total = spec.base_num + spec.delta_num
+        found = (len(self), 0 if self.clusters is None else len(self.clusters) - total)
+        if found != (spec.num, 0):
+            raise ArtifactError(
+                f"{len(self)} rows beside the index, {spec.num} were published; publish again"
+            )
+
+    def __len__(self) -> int:
+        return self.num_rows - len(self.dead)
+
+    @property
+    def num_rows(self) -> int:
+        """Row numbers go up to this; those of tombstones among them."""
+        return len(self.base) + (0 if self.delta is None else len(self.delta))
+
+    @property
+    def segments(self) -> list[Segment]:
+        """The base, and the delta if there is one."""
+        return [self.base] if self.delta is None else [self.base, self.delta]
+
+    @cached_property
+    def vectors(self) -> Any:
+        """Embeddings (N, d) float32 by row number."""
+        if self.delta is None:
+            return self.base.vectors
+        return Stacked((self.base.vectors, self.delta.vectors))
+
+    @cached_property
+    def poses(self) -> Any:
+        """Pose codes (N, p) int8 by row number."""
+        if self.delta is None:
+            return self.base.poses
+        return Stacked((self.base.poses, self.delta.poses))
+
+    def alive(self) -> NDArray[np.bool_]:
+        """(N,): whether a row number is that of an image."""
+        made = np.ones(self.num_rows, bool)
+        made[self.dead] = False
+        return made
+
+    def is_dead(self, rows: Numbers) -> NDArray[np.bool_]:
+        """Rows of any shape -> whether each is a tombstone."""
+        if not len(self.dead):
+            return np.zeros(np.shape(rows), bool)
+        place = np.minimum(np.searchsorted(self.dead, rows), len(self.dead) - 1)
+        found: NDArray[np.bool_] = self.dead[place] == rows
+        return found
+
+    def ids_of(self, rows: Numbers) -> Numbers:
+        """image_ids of row numbers (K,)."""
+        found = np.empty(len(rows), np.int64)
+        old = rows < len(self.base)
+        found[old] = self.base.ids[rows[old]]
+        if self.delta is not None:
+            found[~old] = self.delta.ids[rows[~old] - len(self.base)]
+        return found
+
+    def rows_of(self, ids: Numbers) -> Numbers:
+        """Row numbers of image_ids of any shape; -1 where there is no such image."""
+        rows = self.base.rows_of(ids)
+        rows = np.where(self.is_dead(rows), -1, rows)
+        if self.delta is not None:
+            fresh = self.delta.rows_of(ids)
+            rows = np.where(fresh >= 0, fresh + len(self.base), rows)
+        return rows
 
     def find_key(self, key: str) -> list[int]:
         """Rows of ``key``, or of ``SOURCE/KEY`` where no key is spelled like that."""
-        hits = pc.indices_nonzero(pc.equal(self.table["key"], key)).to_pylist()
+        hits = self._where("key", key)
         for cut in (i for i, letter in enumerate(key) if letter == "/" and not hits):
-            same = pc.equal(self.table["key"], key[cut + 1 :])
-            rows = pc.indices_nonzero(same).to_pylist()
-            hits = [row for row in rows if self.table["source"][row].as_py() == key[:cut]]
+            rows = self._where("key", key[cut + 1 :])
+            records = zip(rows, self.records(rows, ["source"]), strict=True)
+            hits = [row for row, record in records if record["source"] == key[:cut]]
             if hits:
                 break
-        return [int(row) for row in hits]
+        return hits
 
-    def records(self, rows: Iterable[int]) -> list[dict[str, Any]]:
-        """The rows as dictionaries, in the order asked."""
-        taken: list[dict[str, Any]] = self.table.take(pa.array(list(rows), pa.int64())).to_pylist()
-        return taken
+    def _where(self, column: str, value: str) -> list[int]:
+        found = list[int]()
+        for start, segment in self._placed():
+            rows = pc.indices_nonzero(pc.equal(segment.table[column], value)).to_numpy()
+            found += (rows.astype(np.int64) + start).tolist()
+        return [row for row in found if not self.is_dead(np.array(row))]
 
+    def _placed(self) -> list[tuple[int, Segment]]:
+        return list(zip((0, len(self.base)), self.segments, strict=False))
 
-def collect(
-    batches: Iterable[pa.RecordBatch], num: int, dim: int, folder: Path
-) -> Rows:
-    """Gather embedded rows into ``folder``: writes ``vectors.npy`` and ``poses.npy``.
+    def passing(
+        self,
+        label: str | None = None,
+        source: str | None = None,
+        cluster: int | None = None,
+    ) -> Numbers:
+        """Rows that pass every filter that is given."""
+        kept = self.alive()
+        for column, value in (("label", label), ("source", source)):
+            if value is not None:
+                same = [
+                    pc.fill_null(pc.equal(segment.table[column], value), False).to_numpy()
+                    for segment in self.segments
+                ]
+                kept &= np.concatenate(same)
+        if cluster is not None:
+            kept &= self.cluster_of(np.arange(self.num_rows)) == cluster
+        return np.flatnonzero(kept)
 
-    ``batches`` carry COLUMNS, ``embedding`` and ``pose_code``; rejected rows are passed over.
-    ``num`` is how many rows will be found. Bounded memory: embeddings go through the disk.
-    """
-    parts: list[pa.Table] = []
-    raw, raw_poses = folder / "unsorted.vectors", folder / "unsorted.poses"
-    width = 0
-    with raw.open("wb") as vectors_out, raw_poses.open("wb") as poses_out:
-        for batch in batches:
-            kept = pa.table(batch).filter(pc.field("embedding").is_valid())
-            if not kept.num_rows:
-                continue
-            vectors_out.write(_embeddings(kept, dim).tobytes())
-            poses = _poses(kept, width)
-            width = width or poses.shape[1]
-            poses_out.write(poses.tobytes())
-            parts.append(_described(kept))
-    table = pa.concat_tables(parts).unify_dictionaries() if parts else ROWS_SCHEMA.empty_table()
-    if table.num_rows != num:
-        raise ArtifactError(
-            f"the table holds {table.num_rows} embedded rows, its log says {num}; "
-            "run 'orbit run' again"
+    def cluster_of(self, rows: Numbers) -> NDArray[np.int32]:
+        """The clusters of rows (K,), -1 where an image has none."""
+        if self.clusters is not None:
+            return np.asarray(self.clusters[rows])
+        columns = [segment.table["cluster"].to_numpy() for segment in self.segments]
+        found: NDArray[np.int32] = Stacked((columns[0], columns[-1]))[rows]
+        return found
+
+    def records(
+        self, rows: Iterable[int], columns: Collection[str] | None = None
+    ) -> list[dict[str, Any]]:
+        """Rows as dictionaries, in the order asked; some columns, or all."""
+        wanted = np.asarray(list(rows), np.int64)
+        found: list[dict[str, Any]] = [{}] * len(wanted)
+        for start, segment in self._placed():
+            mine = np.flatnonzero((wanted >= start) & (wanted < start + len(segment)))
+            table = segment.table if columns is None else segment.table.select(list(columns))
+            for place, record in zip(
+                mine.tolist(), _taken(table, wanted[mine] - start), strict=True
+            ):
+                found[place] = record
+        if self.clusters is not None and (columns is None or "cluster" in columns):
+            for record, cluster in zip(found, self.clusters[wanted].tolist(), strict=True):
+                record["cluster"] = cluster
+        return found
+
+    def gather(self, folder: Path, etags: Mapping[str, str] | None = None) -> Rows:
+        """The live rows of both segments as one, in files of ``folder``; ``etags`` by source
+        replace the content identity of sources that changed while the row did not."""
+        rows = np.flatnonzero(self.alive())
+        ids = self.ids_of(rows)
+        order = rows[np.argsort(ids, kind="stable")]
+        parts = [segment.table for segment in self.segments]
+        table = pa.concat_tables(parts).unify_dictionaries().take(pa.array(order))
+        if etags is not None:
+            table = with_etags(table, etags)
+        if self.clusters is not None:
+            place = ROWS_SCHEMA.get_field_index("cluster")
+            table = table.set_column(place, ROWS_SCHEMA.field(place), [self.clusters[order]])
+        return Rows(
+            table.combine_chunks(),
+            write_array(folder / "vectors.npy", self.vectors, order),
+            write_array(folder / "poses.npy", self.poses, order),
         )
-    table, order = _distinct(table)
-    vectors = _reordered(raw, folder / "vectors.npy", np.float32, dim, order)
-    poses = _reordered(raw_poses, folder / "poses.npy", np.int8, width, order)
-    return Rows(table, vectors, poses)
 
 
-def _embeddings(table: pa.Table, dim: int) -> NDArray[np.float32]:
-    column = table["embedding"].combine_chunks()
-    lengths = pc.unique(pc.list_value_length(column)).to_pylist()
-    if lengths != [dim]:
-        raise ArtifactError(
-            f"embeddings of lengths {lengths} in the table, {dim} expected; embed into a new STORE"
-        )
-    values: NDArray[np.float32] = column.flatten().to_numpy(zero_copy_only=False)
-    return values.astype(np.float32, copy=False).reshape(-1, dim)
-
-
-def _poses(table: pa.Table, width: int) -> NDArray[np.int8]:
-    codes = [code or b"" for code in table["pose_code"].to_pylist()]
-    width = width or max(len(code) for code in codes)
-    joined = b"".join(code.ljust(width, b"\0")[:width] for code in codes)
-    return np.frombuffer(joined, np.int8).reshape(len(codes), width)
-
-
-def _described(table: pa.Table) -> pa.Table:
-    length = table.num_rows
-    made = {
-        "salt": pa.array(np.zeros(length, np.int8)),
-        "cluster": pa.array(np.full(length, -1, np.int32)),
-    }
-    columns = [made[f.name] if f.name in made else table[f.name].cast(f.type) for f in ROWS_SCHEMA]
-    return pa.table(columns, schema=ROWS_SCHEMA)
-
-
-def _distinct(table: pa.Table) -> tuple[pa.Table, NDArray[np.int64]]:
-    """The table in ascending, distinct image_id, and the order that makes it so.
-
-    Two images with the same 63 bits of hash are told apart by a salt: the first by (source, key)
-    keeps its id, the others are hashed again.
-    """
-    ids = table["image_id"].to_numpy().copy()
-    salts = np.zeros(len(ids), np.int8)
-    values, counts = np.unique(ids, return_counts=True)
-    taken = set(values.tolist()) if (counts > 1).any() else set()
-    for value in values[counts > 1]:
-        clashing = np.flatnonzero(ids == value).tolist()
-        names = {i: (table["source"][i].as_py(), table["key"][i].as_py()) for i in clashing}
-        for row in sorted(clashing, key=names.__getitem__)[1:]:
-            ids[row], salts[row] = _salted(int(value), *names[row], taken)
-    order = np.argsort(ids, kind="stable").astype(np.int64)
-    for name, column in (("image_id", ids), ("salt", salts)):
-        place = table.schema.get_field_index(name)
-        table = table.set_column(place, ROWS_SCHEMA.field(name), pa.array(column))
-    return table.take(pa.array(order)).combine_chunks(), order
-
-
-def _salted(image_id: int, source: str, key: str, taken: set[int]) -> tuple[int, int]:
-    for salt in range(1, 128):
-        words = f"{image_id}\0{source}\0{key}\0{salt}".encode()
-        number = int.from_bytes(hashlib.blake2b(words, digest_size=8).digest(), "big") >> 1
-        if number not in taken:
-            taken.add(number)
-            return number, salt
-    raise ArtifactError(f"over 127 rows of {source} share image_id {image_id}; check the table")
-
-
-def _reordered(
-    raw: Path, path: Path, dtype: type[np.generic], width: int, order: NDArray[np.int64]
-) -> NDArray[Any]:
-    shape = (len(order), width)
-    made = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-    if len(order) and width:
-        unsorted = np.memmap(raw, dtype=dtype, mode="r", shape=shape)
-        for start in range(0, len(order), CHUNK):
-            made[start : start + CHUNK] = unsorted[order[start : start + CHUNK]]
-        made.flush()
-        del unsorted
-    raw.unlink()
-    del made
-    loaded: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    return loaded
+def _taken(table: pa.Table, rows: Numbers) -> list[dict[str, Any]]:
+    """Rows of a mapped table; only the pieces that hold one of them are looked into."""
+    if not len(rows):
+        return []
+    taken: list[dict[str, Any]] = table.take(pa.array(rows)).to_pylist()
+    return taken

@@ -49,7 +49,6 @@ class View:
         self.report = (folder / "report.html").read_bytes() if "report.html" in wanted else None
         self.collection: dict[str, Any] = facts.get("collection", {})
         self.clusters: list[dict[str, Any]] = facts.get("clusters", {}).get("clusters", [])
-        self._cluster_of: NDArray[np.int32] = searcher.rows.table["cluster"].to_numpy()
         self._thumbnails = Thumbnails(searcher)
 
     @property
@@ -97,13 +96,8 @@ class View:
         if label is None and cluster is None:
             codes = None if code is None else code[None]
             return self.searcher.search_vectors(vector[None], k, codes)[0]
-        passes = np.ones(len(self._cluster_of), bool)
-        if cluster is not None:
-            passes &= self._cluster_of == cluster
-        if label is not None:
-            same = pc.fill_null(pc.equal(self.searcher.rows.table["label"], label), False)
-            passes &= same.combine_chunks().to_numpy(zero_copy_only=False)
-        return self.searcher.search_rows(vector, k, np.flatnonzero(passes), code)
+        rows = self.searcher.rows.passing(label=label, cluster=cluster)
+        return self.searcher.search_rows(vector, k, rows, code)
 
     def thumbnail(self, row: int) -> bytes | None:
         """The thumbnail of a row, from the published version of the table."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import tempfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -14,8 +13,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.errors import FormatError, KeyNotFoundError, TableError
+from pipelines import scratch
+from pipelines.errors import ConflictError, FormatError, KeyNotFoundError, TableError
 from pipelines.storage import Folder
+from pipelines.table.data_files import dataset, told_in_one_line
 from pipelines.table.log import Change, DeltaLog, NewFile
 from pipelines.table.records import FORMAT_VERSION
 
@@ -103,16 +104,24 @@ class PublicationLog:
         files = self._files()
         return self._read([max(files)[1]])[0] if files else None
 
-    def append(self, row: PublicationRow) -> PublicationRow:
+    def append(self, row: PublicationRow, shared: Collection[str] = ()) -> PublicationRow:
         """Make ``row`` live in one atomic commit; the row with its ``seq`` comes back.
 
-        Its artifacts must lie in the store already. ConflictError after five lost commits.
+        Its artifacts must lie in the store already. ConflictError after five lost commits, or when
+        no publication of the log names a ``shared`` artifact any more: clean-up, which commits to
+        this log before it deletes, was faster.
         """
         numbered = row
 
         def propose() -> Change:
             nonlocal numbered
             live = self.live()
+            named = {file.path for known in self.rows() for file in known.files} if shared else ()
+            lost = sorted(set(shared) - set(named))
+            if lost:
+                raise ConflictError(
+                    f"{self._log.folder.url}: {lost[0]} was cleaned up meanwhile; run again"
+                )
             numbered = dataclasses.replace(row, seq=1 if live is None else live.seq + 1)
             return Change(added=(self._write(numbered),))
 
@@ -164,9 +173,9 @@ class PublicationLog:
     def _write(self, row: PublicationRow) -> NewFile:
         stored = dataclasses.asdict(row) | {"facts": json.dumps(dict(row.facts))}
         table = pa.Table.from_pylist([stored], schema=_SCHEMA)
-        with tempfile.TemporaryDirectory(prefix="orbit-") as place:
+        with scratch.folder() as place:
             local = Path(place, "row.parquet")
-            pq.write_table(table, local, compression="zstd")
+            pq.write_table(table, local, compression="zstd", write_page_checksum=True)
             entry = self._log.folder.upload(local, f"{row.seq:08d}-{row.id}.parquet")
         bound = {"seq": row.seq}
         stats = {"numRecords": 1, "minValues": bound, "maxValues": bound, "nullCount": {"seq": 0}}
@@ -182,7 +191,9 @@ class PublicationLog:
         )
 
     def _read(self, paths: list[str]) -> list[PublicationRow]:
-        return [_row(row) for row in self._log.dataset(paths, _SCHEMA).to_table().to_pylist()]
+        with told_in_one_line(self._log.folder):
+            stored = dataset(self._log.folder, paths, _SCHEMA).to_table().to_pylist()
+        return [_row(row) for row in stored]
 
 
 def _row(stored: dict[str, Any]) -> PublicationRow:

@@ -9,10 +9,14 @@ import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 
-from pipelines.errors import ArtifactError
+from pipelines.errors import ArtifactError, IncompleteError
 from pipelines.index import (
     EXACT_UP_TO,
+    Asked,
     IndexSpec,
+    OrbitIndex,
+    Rows,
+    Segment,
     Sidecar,
     build_index,
     choose_kind,
@@ -22,10 +26,13 @@ from pipelines.index import (
     file_sha256,
     held_out_rows,
     kmeans,
-    load_index,
     measure_recall,
     nearest_others,
+    open_index,
 )
+from pipelines.index.contents import contents
+from pipelines.index.kinds import FLAT_UP_TO, KINDS
+from pipelines.index.recall import is_held_out
 from pipelines.table import SCHEMA
 
 DIM = 16
@@ -56,9 +63,45 @@ def spec_of(kind: str, num: int) -> IndexSpec:
     return IndexSpec(kind, num, DIM, "0123456789abcdef", 3)
 
 
-def test_the_kind_follows_the_number() -> None:
+def asked(rows: Rows, num: int = 200, target: float = 0.99, **more: Any) -> Asked:
+    return Asked(held_out_rows(rows.ids, num), target=target, threads=1, **more)
+
+
+def made(
+    kind: str, num: int, folder: Path, vectors: Any = None, **asking: Any
+) -> tuple[Rows, OrbitIndex, IndexSpec]:
+    rows = collect([batch(unit(num) if vectors is None else vectors)], num, DIM, folder)
+    index, spec = build_index(rows, spec_of(kind, num), asked(rows, **asking))
+    return rows, index, spec
+
+
+def saved(rows: Rows, index: OrbitIndex, folder: Path) -> dict[str, str]:
+    index.save(folder / "index.faiss")
+    rows.write_ids(folder / "ids.arrow")
+    return {"index.faiss": file_sha256(folder / "index.faiss")}
+
+
+def test_the_kind_follows_number_and_dimension_and_memory() -> None:
     assert choose_kind(EXACT_UP_TO, 64) == "IDMap2,Flat"
-    assert choose_kind(1_000_000, 64) == "IVF4000,Flat"
+    assert choose_kind(FLAT_UP_TO, 64) == "IVF1789,Flat"
+    assert choose_kind(1_000_000, 64) == "IVF4000,SQ8"
+    assert choose_kind(20_000_000, 64) == "IVF17889,PQ64x4fs"
+    chosen = [choose_kind(100_000, 256, budget << 20) for budget in (110, 30, 16, 9, 7)]
+    codes = [name.rpartition(",")[2] for name in chosen]
+    assert codes == ["Flat", "SQ8", "PQ256x4fs", "PQ128x4fs", "RaBitQ"]
+    with pytest.raises(IncompleteError, match=r"takes 5\.8 MiB, --index-memory allows 1\.0"):
+        choose_kind(100_000, 256, 1 << 20)
+
+
+@pytest.mark.parametrize("kind", ["flat", "sq8", "pq", "pq-half", "rabitq"])
+def test_the_memory_told_is_the_memory_taken(kind: str, tmp_path: Path) -> None:
+    chosen = next(one for one in KINDS if one.name == kind)
+    num = 8_000
+    factory = chosen.factory(num, DIM).replace("IVF358", "IVF32")
+    _, index, _ = made(factory, num, tmp_path, target=0.5)
+    index.save(tmp_path / "index.faiss")
+    told = chosen.num_bytes(num, DIM) - 358 * DIM * 4
+    assert (tmp_path / "index.faiss").stat().st_size == pytest.approx(told, rel=0.15)
 
 
 def test_exact_top_is_brute_force_and_leaves_out_the_own_row() -> None:
@@ -100,73 +143,98 @@ def test_recall_of_one_image_is_one() -> None:
     assert (found.recall, found.num_queries) == (1.0, 0)
 
 
-@pytest.mark.parametrize("kind", ["IDMap2,Flat", "IVF64,Flat"])
+KINDS_TRIED = ("IDMap2,Flat", "IVF64,Flat", "IVF64,SQ8", "IVF64,PQ16x4fs", "IVF64,RaBitQ")
+
+
+@pytest.mark.parametrize("kind", KINDS_TRIED)
 def test_an_index_answers_with_image_ids_and_its_recall_is_measured(
     kind: str, tmp_path: Path
 ) -> None:
-    rows = collect([batch(unit(6000))], 6000, DIM, tmp_path)
-    held_out = held_out_rows(6000, 200)
-    index, spec = build_index(
-        rows.vectors, rows.ids, spec_of(kind, 6000), held_out, extra_queries=unit(20, 5), threads=1
-    )
+    rows, index, spec = made(kind, 6000, tmp_path, turned=unit(20, 5))
     assert spec.recall["recall"] >= 0.99
     assert spec.recall["num_queries"] == 100 + 20
-    _, ids = index.search(np.asarray(rows.vectors[:50]), 3)
+    scores, ids = index.search(np.asarray(rows.vectors[:50]), 3)
     assert (ids[:, 0] == rows.ids[:50]).all()
-    index.save(tmp_path / "index.faiss")
-    loaded = load_index(tmp_path / "index.faiss", file_sha256(tmp_path / "index.faiss"), spec)
+    np.testing.assert_allclose(scores[:, 0], 1, atol=1e-4)
+    digests = saved(rows, index, tmp_path)
+    sidecar = Sidecar.open(tmp_path, spec)
+    loaded = open_index(tmp_path, digests, spec, sidecar)
     assert (loaded.search(np.asarray(rows.vectors[:50]), 3)[1] == ids).all()
     if kind.startswith("IVF"):
-        assert 1 <= spec.nprobe < spec.nlist == 64
-        recalls = [point["recall"] for point in spec.curve]
-        assert recalls == sorted(recalls)
+        assert 1 <= spec.nprobe <= spec.nlist == 64
+        assert {(p["nprobe"], p["factor"]) for p in spec.curve} >= {(spec.nprobe, spec.factor)}
         assert loaded.nprobe == spec.nprobe
+        assert 0 < spec.fit < 1
+    held = sorted(int(image_id) for ids, _ in contents(loaded) for image_id in ids)
+    assert held == rows.ids.tolist()
+
+
+def test_codes_are_compared_again_by_the_embeddings(tmp_path: Path) -> None:
+    rows, index, spec = made("IVF16,PQ8x4fs", 3000, tmp_path)
+    assert spec.factor > 1
+    truth = exact_top(rows.vectors, np.asarray(rows.vectors[:40]), 5)[0]
+    scores, _ = index.search(np.asarray(rows.vectors[:40]), 5)
+    rough, _ = index.search(np.asarray(rows.vectors[:40]), 5, factor=1)
+    assert (np.abs(scores - truth) < 1e-5).mean() > 0.9
+    assert np.abs(rough - truth).max() > 0.01
 
 
 def test_an_inverted_file_probes_on_until_k_are_found(tmp_path: Path) -> None:
-    rows = collect([batch(unit(2000))], 2000, DIM, tmp_path)
-    index, _ = build_index(
-        rows.vectors, rows.ids, spec_of("IVF100,Flat", 2000), held_out_rows(2000, 50), threads=1
-    )
+    rows, index, _ = made("IVF100,Flat", 2000, tmp_path)
     _, ids = index.search(np.asarray(rows.vectors[:3]), 1500, nprobe=1)
     assert (ids >= 0).all()
 
 
 def test_a_tuned_index_reaches_no_target_by_luck(tmp_path: Path) -> None:
-    rows = collect([batch(unit(3000))], 3000, DIM, tmp_path)
-    spec = spec_of("IVF64,Flat", 3000)
-    low = build_index(
-        rows.vectors, rows.ids, spec, held_out_rows(3000, 200), target=0.5, threads=1
-    )[1]
-    high = build_index(
-        rows.vectors, rows.ids, spec, held_out_rows(3000, 200), target=0.999, threads=1
-    )[1]
+    low = made("IVF64,Flat", 3000, tmp_path, target=0.5)[2]
+    high = made("IVF64,Flat", 3000, tmp_path, target=0.999)[2]
     assert low.nprobe < high.nprobe
     assert low.recall["recall"] < 0.99 <= high.recall["recall"]
 
 
+def test_what_is_held_out_is_never_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipelines.index import build
+
+    ids = np.random.default_rng(1).permutation(10_000).astype(np.int64) * 7
+    assert is_held_out(ids).mean() == pytest.approx(1 / 16, abs=0.01)
+    assert is_held_out(ids[held_out_rows(ids, 300)]).all()
+    seen: list[Any] = []
+    whole = build.gpu.clustering
+
+    def watch(index: Any) -> Any:
+        train = index.train
+        index.train = lambda sample: (seen.append(sample), train(sample))
+        return whole(index)
+
+    monkeypatch.setattr(build.gpu, "clustering", watch)
+    rows, _, _ = made("IVF16,Flat", 2000, tmp_path)
+    held_out = np.asarray(rows.vectors[np.flatnonzero(is_held_out(rows.ids))])
+    trained = {row.tobytes() for row in seen[0]}
+    assert len(trained) > 900
+    assert not trained & {row.tobytes() for row in held_out}
+
+
 def test_loading_refuses_what_is_not_as_published(tmp_path: Path) -> None:
-    rows = collect([batch(unit(100))], 100, DIM, tmp_path)
-    index, spec = build_index(
-        rows.vectors, rows.ids, spec_of("IDMap2,Flat", 100), held_out_rows(100, 10), threads=1
-    )
+    rows, index, spec = made("IDMap2,Flat", 100, tmp_path)
+    digests, sidecar = saved(rows, index, tmp_path), Sidecar(Segment.of(rows))
     path = tmp_path / "index.faiss"
-    index.save(path)
-    digest = file_sha256(path)
     with pytest.raises(ArtifactError, match=r"dimension 16, index\.json says 8"):
-        load_index(path, digest, replace(spec, dim=8))
+        open_index(tmp_path, digests, replace(spec, dim=8), sidecar)
     with pytest.raises(ArtifactError, match="number of vectors"):
-        load_index(path, digest, replace(spec, num=99))
-    with pytest.raises(ArtifactError, match="type IndexIDMap2"):
-        load_index(path, digest, replace(spec, kind="IVF64,Flat"))
+        open_index(tmp_path, digests, replace(spec, base_num=99), sidecar)
+    for kind in KINDS_TRIED[1:]:
+        with pytest.raises(ArtifactError, match="type IndexIDMap2"):
+            open_index(tmp_path, digests, replace(spec, kind=kind), sidecar)
     content = bytearray(path.read_bytes())
     content[-200] ^= 1
     path.write_bytes(content)
     with pytest.raises(ArtifactError, match="sha256"):
-        load_index(path, digest, spec)
+        open_index(tmp_path, digests, spec, sidecar)
     path.write_bytes(b"IxFI" + b"\xff" * 400)
     with pytest.raises(ArtifactError, match="FAISS cannot read it"):
-        load_index(path, file_sha256(path), spec)
+        open_index(tmp_path, {path.name: file_sha256(path)}, spec, sidecar)
 
 
 def test_rows_are_aligned_and_in_ascending_id(tmp_path: Path) -> None:
@@ -181,11 +249,17 @@ def test_rows_are_aligned_and_in_ascending_id(tmp_path: Path) -> None:
         assert record["label"] == (None if number % 2 else "x")
     assert rows.vectors.filename is not None  # memory-mapped
     rows.with_clusters(np.arange(50, dtype=np.int32)).write_ids(tmp_path / "ids.arrow")
-    sidecar = Sidecar(tmp_path, 50, DIM)
+    spec = replace(spec_of("IDMap2,Flat", 50), base_num=50)
+    sidecar = Sidecar.open(tmp_path, spec)
     assert sidecar.rows_of(np.array([rows.ids[7], 2])).tolist() == [7, -1]
     assert sidecar.records([7])[0]["cluster"] == 7
+    assert sidecar.passing(label="x", cluster=7).tolist() == (
+        [7] if sidecar.records([7])[0]["label"] else []
+    )
+    assert sidecar.passing(source="a.tar").tolist() == list(range(50))
+    assert sidecar.passing(source="b.tar").tolist() == []
     with pytest.raises(ArtifactError, match="51"):
-        Sidecar(tmp_path, 51, DIM)
+        Sidecar.open(tmp_path, replace(spec, base_num=51))
 
 
 def test_rejected_rows_have_no_place_and_a_wrong_count_is_an_error(tmp_path: Path) -> None:
@@ -219,9 +293,7 @@ def test_nothing_embedded_makes_empty_rows(tmp_path: Path) -> None:
 def test_nearest_others_never_hold_the_row_itself(tmp_path: Path) -> None:
     vectors = np.concatenate([unit(40), np.repeat(unit(1, 3), 30, axis=0)])
     rows = collect([batch(vectors)], 70, DIM, tmp_path)
-    index, _ = build_index(
-        rows.vectors, rows.ids, spec_of("IDMap2,Flat", 70), held_out_rows(70, 7), threads=1
-    )
+    index, _ = build_index(rows, spec_of("IDMap2,Flat", 70), asked(rows, 7))
     near = nearest_others(index, rows, 10)
     assert near.rows.shape == (70, 10)
     assert not (near.rows == np.arange(70)[:, None]).any()
