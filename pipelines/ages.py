@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import StorageError
+from pipelines.listings import listed
 from pipelines.storage import Folder
 
 _NAMES = ("LastModified", "last_modified", "updated", "mtime", "timeCreated", "created")
@@ -35,15 +36,11 @@ def aged(folder: Folder, prefix: str = "") -> list[Aged]:
         return sorted(_local(Path(folder.url), prefix), key=lambda found: found.path)
     root = folder.url.partition("://")[2]
     start = f"{root}/{prefix}" if prefix else root
-    folder.fs.invalidate_cache()
-    try:
-        listed: Mapping[str, Any] = folder.fs.find(start, detail=True)
-    except FileNotFoundError:
-        return []
+    facts_of = listed(folder.fs, start, folder.scheme, folder.url)
     found = [
         Aged(name.removeprefix(f"{root}/"), int(facts.get("size") or 0), _changed(facts, name))
-        for name, facts in listed.items()
-        if facts.get("type") == "file" and name.startswith(f"{root}/")
+        for name, facts in facts_of.items()
+        if name.startswith(f"{root}/")
     ]
     return sorted(found, key=lambda entry: entry.path)
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import secrets
-import tempfile
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from pipelines import guards
+from pipelines import guards, scratch
 from pipelines.config import EmbedSettings
 from pipelines.errors import InputError
 from pipelines.faults import faultpoint
@@ -96,7 +95,8 @@ def embed_input(settings: EmbedSettings, progress: Progress = silent) -> EmbedSu
     whose ``failure`` says what is missing. Signals: see ``signals.py``.
     """
     started = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="orbit-") as place:
+    scratch.clean_stale()
+    with scratch.folder() as place:
         job = prepare_job(settings, Path(place), progress)
         if settings.dry_run or job.plan.empty:
             summary = untouched(job)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import tempfile
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines import calibrate
+from pipelines import calibrate, scratch
 from pipelines.carried import Carried
 from pipelines.efficiency import Rates
 from pipelines.errors import ModelMismatchError
@@ -73,7 +72,7 @@ class ShardEmbedder:
         self.threads = settings.threads
         self.input = Folder(settings.input_url)
         self.table = Folder(settings.store_url).child(f"embeddings/{settings.model_id}")
-        self._place = tempfile.TemporaryDirectory(prefix="orbit-model-")
+        self._place = scratch.folder()
         self.embedder = load_embedder(settings, Path(self._place.name))
         self._decoders = ThreadPoolExecutor(settings.threads, thread_name_prefix="decode")
         self._turn, self._steps = Turn(), itertools.count(1)
@@ -88,7 +87,7 @@ class ShardEmbedder:
         """
         tally, shard = Tally(), work.shard
         faultpoint("worker.fetch")
-        with tempfile.TemporaryDirectory(prefix="orbit-") as place:
+        with scratch.folder() as place:
             carried = Carried.read(self.table, work.previous, shard, Path(place))
             with ShardFile(Path(place, "shard.parquet"), shard.source, shard.etag) as file:
                 file.add(carried.rows)

@@ -8,13 +8,14 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from eqmodel.errors import OrbitError, Refused
+from pipelines import scratch
 from pipelines.dispatch import Dispatch
 from pipelines.efficiency import Demand, Ideal, ideal
 from pipelines.embed import WorkerSettings
 from pipelines.errors import IncompleteError, SettingsError
 from pipelines.faults import faultpoint
-from pipelines.layout import Layout, WorkerFlags, lay_out
-from pipelines.pool import Pool, PoolSettings, ray_session
+from pipelines.layout import Layout, lay_out
+from pipelines.pool import Growth, Pool, PoolSettings, memory_there, ray_session
 from pipelines.shards import list_shards
 from pipelines.signals import StopRequest, stop_requests
 from pipelines.summary import Clock, EmbedSummary
@@ -48,9 +49,7 @@ class EmbeddingRun:
     def execute(self) -> EmbedSummary:
         """Embed and commit; the summary holds the failure of a run that is not complete."""
         settings = self._job.settings
-        flags = WorkerFlags.parse(
-            settings.workers, settings.cpus_per_worker, settings.gpus_per_worker
-        )
+        flags = settings.worker_flags
         self._say("starting workers")
         least = int((flags.min_workers or 1) * (flags.cpus_per_worker or 1))
         with ray_session(settings.ray, least) as (cpus, gpus), stop_requests() as stop:
@@ -59,16 +58,22 @@ class EmbeddingRun:
                     f"--gpus-per-worker {flags.gpus_per_worker:g}: this machine has {gpus:g}; "
                     "use a cluster with --ray, or leave the flag out"
                 )
-            layout = lay_out(cpus, gpus, self._dispatch.total, flags)
-            pool = Pool(self._pool_settings(layout), self._take, self._tick, stop)
-            with pool:
+            growth = Growth(
+                lay_out(cpus, gpus, self._dispatch.total, flags, memory_there()),
+                most=min(flags.max_workers or self._dispatch.total, self._dispatch.total),
+                joined=settings.ray != "local",
+                asked=flags.max_workers is not None,
+            )
+            pool = Pool(self._pool_settings(growth), self._take, self._tick, stop)
+            with growth, pool:
                 fatal = self._work(pool, stop)
                 self._note_times(pool)
                 rates = None if fatal or stop() else pool.calibrate()
                 self._commit(final=fatal is None and not stop())
+        scratch.clean_stale()  # of workers, which are ended by force
         reached = None
         if rates is not None:
-            reached = ideal(rates, self._demand(layout))
+            reached = ideal(rates, self._demand(growth.layout))
         return self._summary(reached, self._failure(fatal, stop))
 
     def _work(self, pool: Pool, stop: StopRequest) -> Failure | None:
@@ -98,8 +103,8 @@ class EmbeddingRun:
             batch_size=settings.batch_size,
         )
 
-    def _pool_settings(self, layout: Layout) -> PoolSettings:
-        job, settings = self._job, self._job.settings
+    def _pool_settings(self, growth: Growth) -> PoolSettings:
+        job, settings, layout = self._job, self._job.settings, growth.layout
         worker = WorkerSettings(
             input_url=job.input.url,
             store_url=job.store.url,
@@ -111,7 +116,7 @@ class EmbeddingRun:
             threads=layout.threads,
             device=layout.device,
         )
-        return PoolSettings(layout, worker, settings.deadline_s)
+        return PoolSettings(layout, worker, settings.deadline_s, workers=growth)
 
     # -- what the pool calls ------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from pipelines.errors import StorageError
+from pipelines.etags import md5
 from pipelines.retries import retried
 
 BLOCK_BYTES = 8 << 20
@@ -27,6 +28,7 @@ class SequentialReader(io.RawIOBase):
         self._networked = ahead
         self._block, self._used = b"", 0
         self._coming: Future[bytes] | None = None
+        self._md5 = md5()
 
     def readable(self) -> bool:
         return True
@@ -55,6 +57,7 @@ class SequentialReader(io.RawIOBase):
         at = self._at
         coming, self._coming = self._coming, None
         block = retried(lambda: self._taken(coming, at), self._url)
+        self._md5.update(block)
         after = at + len(block)
         if self._threads is not None and after < self._size:
             self._coming = self._threads.submit(self._whole, after)
@@ -72,6 +75,12 @@ class SequentialReader(io.RawIOBase):
         if len(data) != want:
             raise OSError(f"{len(data)} of {want} bytes came")
         return data
+
+    def finished_md5(self) -> str:
+        """MD5 of the whole object, fetched over a network; reads what was not read yet."""
+        while self.read(BLOCK_BYTES):
+            pass
+        return str(self._md5.hexdigest())
 
     def close(self) -> None:
         if not self.closed and self._threads is not None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipelines import scratch
 from pipelines.errors import ArtifactError, NotPublishedError
 from pipelines.index import file_sha256
 from pipelines.storage import Folder
@@ -42,7 +42,7 @@ def restore(store: Folder, publication_id: str, progress: Progress) -> Publicati
 
 def check_artifacts(store: Folder, row: PublicationRow, progress: Progress) -> None:
     """ArtifactError unless every artifact is there with the size and digest published."""
-    with tempfile.TemporaryDirectory(prefix="orbit-") as place:
+    with scratch.folder() as place:
         local = Path(place, "artifact")
         for number, file in enumerate(row.files, 1):
             progress("checking", number, len(row.files), "artifacts")

@@ -67,6 +67,7 @@ class ShardFile:
             path,
             SCHEMA,
             compression="zstd",
+            write_page_checksum=True,
             use_dictionary=_DICTIONARY,
             column_encoding={_EMBEDDING_LEAF: "BYTE_STREAM_SPLIT"},
         )

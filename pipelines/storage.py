@@ -10,18 +10,17 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
-from pipelines import local_files
+from pipelines import local_files, scratch
 from pipelines.addresses import (
-    SCHEMES,
+    CONNECT_S,
+    READ_S,
     TABLE_SCHEMES,
     client_options,
     content_identity,
@@ -29,10 +28,12 @@ from pipelines.addresses import (
     s3_endpoint,
 )
 from pipelines.errors import ObjectChanged, ObjectMissing, SettingsError, StorageError
+from pipelines.etags import Proof, md5_of
+from pipelines.listings import ask, has_bucket, listed
 from pipelines.read_ahead import SequentialReader
-from pipelines.retries import is_missing, one_line, retried
+from pipelines.retries import one_line, retried
 
-PARALLEL_QUESTIONS = 16
+ALTERED = "the bytes that came are not those that were stored"
 
 
 @dataclass(frozen=True)
@@ -105,88 +106,30 @@ class Folder:
             base = self._full("") + "/"
             found = [
                 self._entry(name.removeprefix(base), facts)
-                for name, facts in self._listed(self._full(prefix)).items()
+                for name, facts in listed(
+                    self.fs, self._full(prefix), self.scheme, self.url
+                ).items()
                 if name.startswith(base) and not name.endswith("/")
             ]
         return sorted(found, key=lambda entry: entry.path)
-
-    def _listed(self, root: str) -> dict[str, dict[str, Any]]:
-        if self.is_http:
-            return self._linked(root)
-
-        def ask() -> dict[str, dict[str, Any]]:
-            self.fs.invalidate_cache()
-            try:
-                if self.scheme in SCHEMES:  # one paged listing; these raise what goes wrong
-                    found = self.fs.find(root, detail=True)
-                else:  # find() would leave out what cannot be listed
-                    walked = self.fs.walk(root, detail=True, on_error="raise")
-                    found = {
-                        facts["name"]: facts for *_, files in walked for facts in files.values()
-                    }
-            except FileNotFoundError as error:
-                if is_missing(error):
-                    return {}
-                raise
-            return {name: facts for name, facts in found.items() if facts.get("type") == "file"}
-
-        return retried(ask, self.url)
-
-    def _linked(self, root: str) -> dict[str, dict[str, Any]]:
-        """Every file that an http folder links to. A page of links says nothing of their content,
-        so each file is asked for.
-        """
-        page = retried(lambda: self._ask(root), self.url)
-        if page is None or not str(page.get("mimetype", "")).startswith("text/html"):
-            return {}
-
-        def names() -> list[str]:
-            walked = self.fs.walk(root + "/", detail=True, on_error="raise")
-            return [facts["name"] for *_, files in walked for facts in files.values()]
-
-        def facts_of(name: str) -> dict[str, Any] | None:
-            return retried(lambda: self._ask(name), name)
-
-        with ThreadPoolExecutor(PARALLEL_QUESTIONS) as threads:
-            listed = retried(names, self.url)
-            return {n: f for n, f in zip(listed, threads.map(facts_of, listed), strict=True) if f}
 
     def exists(self) -> bool:
         """Whether there is anything under this URL (an object store has no empty folders)."""
         if self.is_local:
             return Path(self.url).exists()
         if self.is_http:
-            return retried(lambda: self._ask(self._full("")), self.url) is not None
+            return retried(lambda: ask(self.fs, self._full("")), self.url) is not None
         if "/" not in self._full(""):  # a bucket: listing it says why it cannot be used
-            return retried(self._bucket_exists, self.url)
-        return retried(lambda: self._ask(self._full("")), self.url) is not None
-
-    def _bucket_exists(self) -> bool:
-        try:
-            self.fs.ls(self._full(""), detail=True)
-        except FileNotFoundError as error:
-            if is_missing(error):
-                return False
-            raise
-        return True
+            return retried(lambda: has_bucket(self.fs, self._full("")), self.url)
+        return retried(lambda: ask(self.fs, self._full("")), self.url) is not None
 
     def stat(self, path: str = "") -> Entry | None:
         """The object of that name, or None. A folder is not an object."""
         if self.is_local:
             facts = local_files.facts_of(local_files.native(self.url, path))
             return facts and Entry(path, facts.st_size, local_files.identity(facts))
-        found = retried(lambda: self._ask(self._full(path)), self._url(path))
+        found = retried(lambda: ask(self.fs, self._full(path)), self._url(path))
         return None if found is None or found.get("type") != "file" else self._entry(path, found)
-
-    def _ask(self, full: str) -> dict[str, Any] | None:
-        self.fs.invalidate_cache()
-        try:
-            facts: dict[str, Any] = self.fs.info(full)
-        except FileNotFoundError as error:
-            if is_missing(error):
-                return None
-            raise
-        return facts
 
     def _entry(self, path: str, facts: dict[str, Any]) -> Entry:
         size = int(facts.get("size") or 0)
@@ -208,9 +151,13 @@ class Folder:
             if etag is not None and found != etag:
                 raise _changed(self._url(path))
             return data
-        return retried(lambda: self._get(path, offset or 0, length, etag), self._url(path))
+        whole = etag is not None and not offset and length is None
+        proof = Proof(self._url(path)) if whole else None
+        return retried(lambda: self._get(path, offset or 0, length, etag, proof), self._url(path))
 
-    def _get(self, path: str, start: int, length: int | None, etag: str | None) -> bytes:
+    def _get(
+        self, path: str, start: int, length: int | None, etag: str | None, proof: Proof | None
+    ) -> bytes:
         end = None if length is None else start + length
         try:
             data: bytes = self.fs.cat_file(self._full(path), start=start or None, end=end)
@@ -226,7 +173,20 @@ class Folder:
         want = max(0, size - start) if length is None else min(length, max(0, size - start))
         if len(data) != want:
             raise OSError(f"{len(data)} of {want} bytes came")  # a body cut short: tried again
+        if proof is not None and not proof.holds(etag, md5_of([data])):
+            raise OSError(ALTERED)
         return data
+
+    def read_part(self, path: str, offset: int, length: int) -> bytes:
+        """``length`` bytes from ``offset`` of an object that never changes: one request."""
+
+        def get() -> bytes:
+            data = self._get(path, offset, length, None, None)
+            if len(data) != length:
+                raise OSError(f"{len(data)} of {length} bytes came")
+            return data
+
+        return retried(get, self._url(path))
 
     @contextlib.contextmanager
     def stream(self, path: str, etag: str | None = None) -> Iterator[BinaryIO]:
@@ -234,7 +194,7 @@ class Folder:
         None).
 
         It ends only where the object ends: ObjectChanged when another content was met, StorageError
-        when bytes are missing.
+        when bytes are missing, or are not what the ETag promises (see ``etags.py``).
         """
         entry = self._check(path, etag)
         with contextlib.ExitStack() as stack:
@@ -246,12 +206,22 @@ class Folder:
                 self._check(path, entry.etag)
                 raise
             self._check(path, entry.etag)
+            self._prove(path, entry, raw)
+
+    def _prove(self, path: str, entry: Entry, reader: SequentialReader) -> None:
+        proof = Proof(self._url(path))
+        if not proof.wanted(entry.etag) or proof.holds(entry.etag, reader.finished_md5()):
+            return
+        with contextlib.ExitStack() as stack:
+            again = stack.enter_context(self._sequential(path, entry, stack))
+            if not proof.holds(entry.etag, again.finished_md5()):
+                raise StorageError(f"{self._url(path)}: {ALTERED}; run again")
 
     def _sequential(self, path: str, entry: Entry, stack: contextlib.ExitStack) -> SequentialReader:
         url = self._url(path)
         file = local_files.native(self.url, path)
         if self.is_http:  # not every server knows ranges
-            place = stack.enter_context(tempfile.TemporaryDirectory(prefix="orbit-"))
+            place = stack.enter_context(scratch.folder())
             file = Path(place, "object")
             self.download(path, file)
         if self.is_local or self.is_http:
@@ -297,7 +267,7 @@ class Folder:
 
     def write(self, path: str, data: bytes) -> Entry:
         """Write an object whole."""
-        with tempfile.TemporaryDirectory(prefix="orbit-") as place:
+        with scratch.folder() as place:
             local = Path(place, "object")
             local.write_bytes(data)
             return self.upload(local, path)
@@ -310,7 +280,22 @@ class Folder:
                 raise ObjectMissing(f"{self._url(path)} is not there; check the name")
             local_files.place(source, local)
         else:
-            retried(lambda: self.fs.get_file(self._full(path), str(local)), self._url(path))
+            proof = Proof(self._url(path))
+            retried(lambda: self._fetch(path, local, proof), self._url(path))
+
+    def _fetch(self, path: str, local: Path, proof: Proof) -> None:
+        entry = None if self.is_http else self._check(path, None)
+        self.fs.get_file(self._full(path), str(local))
+        if entry is None:
+            return
+        size = local.stat().st_size
+        if size != entry.size:
+            raise OSError(f"{size} of {entry.size} bytes came")
+        if proof.wanted(entry.etag):
+            with local.open("rb") as file:
+                digest = md5_of(iter(lambda: file.read(1 << 20), b""))
+            if not proof.holds(entry.etag, digest):
+                raise OSError(ALTERED)
 
     def delete(self, path: str) -> None:
         """Delete an object; one that is not there is no error."""
@@ -335,6 +320,8 @@ class Folder:
             )
         options: dict[str, str] = {}
         endpoint = s3_endpoint()
+        if self.scheme == "s3":
+            options["timeout"], options["connect_timeout"] = f"{READ_S}s", f"{CONNECT_S}s"
         if self.scheme == "s3" and endpoint:
             options["AWS_ENDPOINT_URL"] = endpoint
             if endpoint.startswith("http://"):

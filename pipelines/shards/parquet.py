@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pyarrow.types as kinds
 
+from pipelines import scratch
 from pipelines.shards.types import (
     Damage,
     ReadOptions,
@@ -36,7 +36,7 @@ def read_parquet(folder: Folder, shard: Shard, options: ReadOptions) -> Iterator
     if shard.size == 0:
         yield Damage(0, "empty object")
         return
-    with tempfile.TemporaryDirectory(prefix="orbit-") as place:
+    with scratch.folder() as place:
         local = Path(place, "shard.parquet")
         with folder.stream(shard.source, shard.etag) as stream, local.open("wb") as copy:
             while block := stream.read(8 << 20):

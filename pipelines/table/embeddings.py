@@ -11,6 +11,7 @@ import pyarrow.dataset as pads
 from pipelines.errors import ConflictError, FormatError, TableError
 from pipelines.shards import Shard
 from pipelines.storage import Folder
+from pipelines.table.data_files import dataset, told_in_one_line
 from pipelines.table.log import Change, DeltaLog, NewFile
 from pipelines.table.publications import PublicationLog
 from pipelines.table.records import (
@@ -142,7 +143,8 @@ class EmbeddingTable:
     ) -> pa.Table:
         """The rows as one Arrow table, by source; marker rows (``!``) only when asked for."""
         chosen = None if include_markers else _NO_MARKERS
-        return self._dataset(sources).to_table(columns=_listed(columns), filter=chosen)
+        with told_in_one_line(self.folder):
+            return self._dataset(sources).to_table(columns=_listed(columns), filter=chosen)
 
     def batches(
         self,
@@ -153,14 +155,15 @@ class EmbeddingTable:
     ) -> Iterator[pa.RecordBatch]:
         """The rows piece by piece, in bounded memory."""
         chosen = None if include_markers else _NO_MARKERS
-        scan = self._dataset(sources).to_batches(
-            columns=_listed(columns), filter=chosen, batch_size=batch_size
-        )
-        return (batch for batch in scan if batch.num_rows)
+        with told_in_one_line(self.folder):
+            scan = self._dataset(sources).to_batches(
+                columns=_listed(columns), filter=chosen, batch_size=batch_size
+            )
+            yield from (batch for batch in scan if batch.num_rows)
 
     def _dataset(self, sources: Collection[str] | None) -> pads.Dataset:
         wanted = sorted(self._known if sources is None else self._known.keys() & set(sources))
-        return self._log.dataset([self._known[source].path for source in wanted], SCHEMA)
+        return dataset(self.folder, [self._known[source].path for source in wanted], SCHEMA)
 
     def _change(self, receipts: Sequence[Receipt], vanished: Collection[str]) -> Change | None:
         added = [

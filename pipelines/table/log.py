@@ -8,10 +8,9 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import pyarrow as pa
-import pyarrow.dataset as pads
-import pyarrow.fs as pafs
 from deltalake import CommitProperties, DeltaTable, Transaction
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction, RemoveAction
@@ -21,10 +20,14 @@ from pipelines.faults import faultpoint
 from pipelines.storage import Folder
 
 MAX_LOST_COMMITS = 5
+TRIES = 3
+PROBE = "_delta_log/_last_checkpoint"
+"""An object that is asked for to hear how the storage is; it need not be there."""
 _TEN_YEARS = "interval 3650 days"
 _TRANSACTION = "orbit"
 # One constant application id for every writer: Delta then refuses the second of two commits that
 # start from the same version, even when their files have nothing to do with each other.
+T = TypeVar("T")
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -62,12 +65,15 @@ class DeltaLog:
     def open(cls, folder: Folder, version: int | None = None) -> DeltaLog | None:
         """The table in ``folder``, or None when there is none; TableError when unreadable."""
         uri, options = folder.delta()
-        try:
-            return cls(folder, DeltaTable(uri, version=version, storage_options=options))
-        except TableNotFoundError:
-            return None
-        except (DeltaError, OSError, ValueError) as error:
-            raise TableError(_unreadable(folder, error, version)) from error
+
+        def look() -> DeltaTable | None:
+            try:
+                return DeltaTable(uri, version=version, storage_options=options)
+            except TableNotFoundError:
+                return None
+
+        table = patiently(look, folder, lambda error: _unreadable(folder, error, version))
+        return None if table is None else cls(folder, table)
 
     @classmethod
     def create(
@@ -84,23 +90,24 @@ class DeltaLog:
             "delta.deletedFileRetentionDuration": _TEN_YEARS,
             "delta.enableExpiredLogCleanup": "false",
         }
-        try:
-            DeltaTable.create(
-                uri,
-                schema,
-                configuration={**kept, **configuration},
-                storage_options=options,
-                raise_if_key_not_exists=False,
-            )
-        except (DeltaError, OSError) as error:
-            made = cls.open(folder)
-            if made is None:
-                raise TableError(
-                    f"{folder.url}: no table could be created here ({one_line(error)}); "
-                    "check that the folder can be written to"
-                ) from error
-            return made
-        made = cls.open(folder)
+
+        def make() -> DeltaLog | None:
+            try:
+                DeltaTable.create(
+                    uri,
+                    schema,
+                    configuration={**kept, **configuration},
+                    storage_options=options,
+                    raise_if_key_not_exists=False,
+                )
+            except (DeltaError, OSError):
+                made = cls.open(folder)  # by another writer, or by us: the reply may be lost
+                if made is None:
+                    raise
+                return made
+            return cls.open(folder)
+
+        made = patiently(make, folder, lambda error: _not_created(folder, error))
         if made is None:
             raise TableError(f"{folder.url}: the table just created cannot be found; run again")
         return made
@@ -122,36 +129,15 @@ class DeltaLog:
 
     def reload(self) -> None:
         """Move to the newest version."""
-        try:
-            self._table.update_incremental()
-        except (DeltaError, OSError) as error:
-            raise TableError(_unreadable(self.folder, error, None)) from error
+        patiently(
+            self._table.update_incremental,
+            self.folder,
+            lambda error: _unreadable(self.folder, error, None),
+        )
 
     def files(self) -> pa.Table:
         """One row per file at this version, statistics flattened; no data file is opened."""
         return pa.table(self._table.get_add_actions(flatten=True))
-
-    def dataset(self, paths: Sequence[str], schema: pa.Schema) -> pads.Dataset:
-        """The rows of some of the files as a pyarrow dataset, in the order given.
-
-        Not through deltalake's own file system: that one holds the interpreter's lock while it
-        waits for the network.
-        """
-        root = self.folder.url.partition("://")[2] or self.folder.url
-        local = self.folder.is_local
-        system = pafs.LocalFileSystem() if local else pafs.FSSpecHandler(self.folder.fs)
-        try:
-            return pads.dataset(
-                [f"{root}/{path}" for path in paths],
-                schema=schema,
-                format="parquet",
-                filesystem=system if local else pafs.PyFileSystem(system),
-            )
-        except FileNotFoundError as error:
-            raise TableError(
-                f"{self.folder.url}: {one_line(error)} is named in the log and gone; "
-                "'orbit verify --repair' lets the next run embed it again"
-            ) from error
 
     def commit(self, schema: pa.Schema, propose: Callable[[], Change | None]) -> bool:
         """Commit what ``propose`` says at the handle's version; False when it says None.
@@ -200,6 +186,26 @@ class DeltaLog:
         return False
 
 
+def patiently(call: Callable[[], T], folder: Folder, told: Callable[[BaseException], str]) -> T:
+    """Call deltalake, again where that may help; TableError with what ``told`` says of the last
+    error, AccessDenied or StorageError where the storage itself says so.
+
+    deltalake's errors are words only. So the storage is asked a question of our own: it refuses
+    us, or it is waited for until it answers again.
+    """
+    tried = 0
+    while True:
+        try:
+            return call()
+        except (DeltaError, OSError, ValueError) as error:
+            tried += 1
+            folder.stat(PROBE)
+            if tried == TRIES:
+                raise TableError(told(error)) from error
+            _LOGGER.info("%s: %s", folder.url, error)
+        time.sleep(random.uniform(0.05, 0.2) * 2**tried)
+
+
 def one_line(error: BaseException) -> str:
     """The first line of an error's message, short enough for a terminal."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -209,6 +215,13 @@ def one_line(error: BaseException) -> str:
 def _unreadable(folder: Folder, error: BaseException, version: int | None) -> str:
     what = "the table" if version is None else f"version {version} of the table"
     return f"{folder.url}: {what} cannot be read ({one_line(error)}); check access and the URL"
+
+
+def _not_created(folder: Folder, error: BaseException) -> str:
+    return (
+        f"{folder.url}: no table could be created here ({one_line(error)}); "
+        "check that the folder can be written to"
+    )
 
 
 def _lost(folder: Folder, error: Exception | None) -> Exception:

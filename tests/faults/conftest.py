@@ -1,5 +1,6 @@
 """A bucket whose truth is known, processes that may be killed, and a reader of its own."""
 
+import hashlib
 import json
 import os
 import random
@@ -72,6 +73,7 @@ class Zygote:
         tokens.mkdir()
         environment = {"ORBIT_FAULT": fault, "ORBIT_FAULT_TOKENS": str(tokens)}
         environment |= {name: os.environ[name] for name in os.environ if name.startswith("AWS_")}
+        environment |= arguments.pop("env", {})
         output = self._place / f"output-{self._number}"
         order: dict[str, Any] = {"do": "start", "scenario": scenario, "env": environment}
         order |= {"output": str(output)}
@@ -128,6 +130,7 @@ class World:
     make_tar: MakeTar
     truth: dict[str, list[str]] = field(default_factory=dict)
     bad: set[Image] = field(default_factory=set)
+    digests: dict[Image, str] = field(default_factory=dict)
 
     def put(self, name: str, numbers: range, bad: tuple[int, ...] = ()) -> None:
         """A tar of made images; those in ``bad`` are none."""
@@ -137,6 +140,8 @@ class World:
             members[f"{n}.png"] = b"broken" if n in bad else self.make_png(pixels)
         self.input.write(name, self.make_tar(members))
         self.truth[name] = [str(n) for n in numbers]
+        digests = {m[:-4]: hashlib.sha256(data).hexdigest() for m, data in members.items()}
+        self.digests |= {(name, key): digest for key, digest in digests.items()}
         self.bad = {image for image in self.bad if image[0] != name}
         self.bad |= {(name, str(n)) for n in bad}
 
@@ -154,6 +159,7 @@ class World:
         for row in rows:
             good = (row["source"], row["key"]) not in self.bad
             assert (row["embedding"] is not None) == good == (row["error"] is None)
+            assert row["digest"] == self.digests[row["source"], row["key"]]
         verdict = verify(self.store, VerifyOptions(audit_images=0), silent)
         assert verdict.findings == []
         live = live_row(self.store)

@@ -19,7 +19,7 @@ import torch
 
 from eqmodel import Embedder
 from eqmodel.errors import OrbitError
-from pipelines import embed, embedding_run
+from pipelines import addresses, embed, embedding_run
 from pipelines.batch import run_input, silent
 from pipelines.config import EmbedSettings
 from pipelines.embed import ShardEmbedder
@@ -126,6 +126,7 @@ def scenario(order: dict[str, Any]) -> int:
     from jobs.console import sigterm_raises
 
     os.environ.update(order.get("env", {}))
+    addresses.READ_S = int(os.environ.get("ORBIT_TEST_READ_S", addresses.READ_S))
     output = os.open(order["output"], os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(output, stream)

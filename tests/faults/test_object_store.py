@@ -1,0 +1,164 @@
+"""An S3 that throttles, loses replies, cuts, alters and stalls what it sends, and locks us out."""
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from .conftest import MODEL_ID, Started, World, Zygote, live_row, log_entries
+from .proxy import FaultProxy
+
+LOG = "_delta_log/0.*json$"
+TAR, ROWS, MODEL = r"/in/.*\.tar", r"/embeddings/.*\.parquet", "/models/.*/model"
+READ_S = 2
+"""After so many seconds of silence a socket is given up (30 for users)."""
+
+
+def slow(*case: object) -> object:
+    return pytest.param(*case, marks=pytest.mark.faults_slow)
+
+
+def one_line_of(started: Started) -> str:
+    """The one line that a failed job has said."""
+    told = started.output.read_text().strip()
+    lines = [line for line in told.splitlines() if line.startswith("orbit:")]
+    assert len(lines) == 1, told
+    assert "Traceback" not in told
+    return lines[0]
+
+
+@dataclass
+class Behind:
+    """A world on S3 whose jobs speak to ``proxy``; the test itself speaks to the server."""
+
+    zygote: Zygote
+    world: World
+    proxy: FaultProxy
+
+    def start(self, **settings: object) -> Started:
+        env = {"AWS_ENDPOINT_URL": self.proxy.endpoint, "ORBIT_TEST_READ_S": str(READ_S)}
+        return self.zygote.start("run", env=env, **self.world.where(), **settings)
+
+    def succeeds(self) -> None:
+        """The run ends well, with every image once, and nothing was done in vain."""
+        started = self.start()
+        assert started.wait() == 0, started.output.read_text()
+        assert started.json["num_encoded"] == self.world.images.total() - len(self.world.bad)
+        self.proxy.heal()
+        self.world.check()
+
+
+@pytest.fixture
+def behind(
+    zygote: Zygote,
+    s3_server: str,
+    s3_url: str,
+    make_world: Callable[[str], World],
+    chance: random.Random,
+) -> Iterator[Behind]:
+    with FaultProxy(s3_server, chance) as proxy:
+        yield Behind(zygote, make_world(s3_url), proxy)
+
+
+def test_a_fifth_of_the_requests_is_throttled(behind: Behind) -> None:
+    behind.proxy.wrong("503", share=0.2)
+    behind.succeeds()
+    assert behind.proxy.kinds["503"] > 10
+
+
+@pytest.mark.parametrize(
+    ("skip", "seconds"), [slow(0, 3), slow(40, 3), slow(80, 3), slow(0, 60), slow(50, 60)]
+)
+def test_everything_is_throttled_for_a_while(behind: Behind, skip: int, seconds: int) -> None:
+    behind.proxy.wrong("503", skip=skip, seconds=seconds)
+    behind.succeeds()
+    assert behind.proxy.kinds["503"] > 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "skip"),
+    [("drop", 1), slow("drop", 0), slow("drop", 4), ("409", 0), slow("409", 1), slow("409", 4)]
+    + [slow("500", skip) for skip in (0, 1, 4)],
+)
+def test_a_commit_is_answered_wrongly_or_not_at_all(behind: Behind, kind: str, skip: int) -> None:
+    """``drop``: it is in the log and nobody said so. 0: the table's creation; 4: the last ones."""
+    fault = behind.proxy.wrong(kind, method="PUT", path=LOG, skip=skip, most=1)
+    behind.succeeds()
+    assert fault.happened == 1
+    log_entries(behind.world.store, f"embeddings/{MODEL_ID}")  # contiguous
+    log_entries(behind.world.store, "publications")
+
+
+@pytest.mark.faults_slow
+@pytest.mark.parametrize("kind", ["409", "drop"])
+def test_many_commits_in_a_row(behind: Behind, kind: str) -> None:
+    fault = behind.proxy.wrong(kind, method="PUT", path=LOG, skip=1, most=4)
+    behind.succeeds()
+    assert fault.happened == 4
+
+
+@pytest.mark.faults_slow
+def test_replies_are_lost(behind: Behind) -> None:
+    behind.proxy.wrong("drop", method="PUT POST DELETE", share=0.3)
+    behind.succeeds()
+    assert behind.proxy.kinds["drop"] > 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "path"),
+    [("stall", TAR), *(slow("stall", path) for path in (LOG, ROWS, MODEL))]
+    + [slow("truncate", path) for path in (TAR, LOG, ROWS, MODEL)],
+)
+def test_a_body_that_does_not_come(behind: Behind, kind: str, path: str) -> None:
+    fault = behind.proxy.wrong(kind, method="GET", path=path, most=2)
+    started = time.monotonic()
+    behind.succeeds()
+    assert fault.happened == 2
+    assert time.monotonic() - started < 60
+
+
+@pytest.mark.parametrize("path", [TAR, slow(MODEL)])
+def test_a_flipped_bit_is_read_again(behind: Behind, path: str) -> None:
+    """``succeeds`` compares the digest of every image with the truth."""
+    fault = behind.proxy.wrong("flip", method="GET", path=path, most=2)
+    behind.succeeds()
+    assert fault.happened == 2
+
+
+@pytest.mark.faults_slow
+def test_a_flipped_bit_in_the_table_is_never_published(behind: Behind) -> None:
+    """A part of a Parquet file has no ETag of its own, but a checksum in each page."""
+    fault = behind.proxy.wrong("flip", method="GET", path=ROWS)
+    started = behind.start()
+    assert started.wait() == 1
+    assert fault.happened > 0
+    assert "orbit verify" in one_line_of(started)
+    assert live_row(behind.world.store) is None
+    behind.proxy.heal()
+    assert behind.start().wait() == 0
+    behind.world.check()
+
+
+@pytest.mark.faults_slow
+def test_a_share_of_the_bodies_is_cut(behind: Behind) -> None:
+    behind.proxy.wrong("truncate", method="GET", share=0.2)
+    behind.succeeds()
+    assert behind.proxy.kinds["truncate"] > 3
+
+
+@pytest.mark.parametrize("skip", [40, *(slow(skip) for skip in (0, 15, 60, 90))])
+def test_locked_out_midway(behind: Behind, skip: int) -> None:
+    """Stops, says so in one line, and does not ask for ever."""
+    fault = behind.proxy.wrong("403", skip=skip)
+    started = behind.start()
+    assert started.wait() == 1
+    told = one_line_of(started)
+    assert "denied" in told or "ExpiredToken" in told
+    assert fault.happened <= 20
+    behind.proxy.heal()
+    if behind.world.store.exists():
+        behind.world.check_between()
+    assert behind.start().wait() == 0
+    behind.world.check()
