@@ -43,6 +43,9 @@ class EmbedFlags:
     gpus_per_worker: Annotated[
         float | None, typer.Option(help="GPUs of each [default: 1 where there are GPUs]")
     ] = None
+    memory_per_worker: Annotated[
+        Text, typer.Option(metavar="SIZE", help="memory that Ray sets aside for each, such as 4G")
+    ] = None
     ray: Annotated[
         Text, typer.Option(metavar="local|auto|URL", help="the Ray to work on [default: local]")
     ] = None

@@ -33,6 +33,7 @@ class EmbedSettings:
     workers: str | None = None
     cpus_per_worker: float | None = None
     gpus_per_worker: float | None = None
+    memory_per_worker: str | None = None
     ray: str = "local"
     image_column: str = "image"
     key_column: str | None = None
@@ -54,7 +55,7 @@ class EmbedSettings:
             _at_least(name, getattr(self, name), 1)
         for name in ("deadline_s", "commit_every_s"):
             _at_least(name, getattr(self, name), 0.1)
-        WorkerFlags.parse(self.workers, self.cpus_per_worker, self.gpus_per_worker)
+        self.worker_flags  # noqa: B018 - refuses what does not fit
         for name in ("thumbnail_share", "max_reject_share"):
             value = getattr(self, name)
             if not 0 <= value <= 1:
@@ -63,6 +64,13 @@ class EmbedSettings:
             raise SettingsError(
                 f"--ray {self.ray}: expected local, auto or an address such as ray://host:10001"
             )
+
+    @property
+    def worker_flags(self) -> WorkerFlags:
+        """What was asked for the workers. SettingsError where it makes no sense."""
+        return WorkerFlags.parse(
+            self.workers, self.cpus_per_worker, self.gpus_per_worker, self.memory_per_worker
+        )
 
 
 def settings_from(

@@ -63,6 +63,7 @@ def start_actor(layout: Layout) -> Any:
     kind = ray.remote(
         num_cpus=layout.cpus_per_worker,
         num_gpus=layout.gpus_per_worker,
+        memory=layout.memory_per_worker or None,
         max_restarts=0,
         max_concurrency=2,
         concurrency_groups={"control": 1},

@@ -27,6 +27,7 @@ from pipelines.errors import RayError as OrbitRayError
 from pipelines.failures import Failure
 from pipelines.layout import Layout
 from pipelines.pool.actor import Ready, start_actor
+from pipelines.pool.growth import node_is_lost
 from pipelines.table import Receipt
 
 POLL_S = 0.2
@@ -60,12 +61,16 @@ class _Slot:
 
 @dataclass(frozen=True)
 class PoolSettings:
-    """``deadline_s``: seconds without any progress after which a worker counts as stuck."""
+    """``deadline_s``: seconds without any progress after which a worker counts as stuck.
+
+    ``workers`` tells how many actors there may be now, where that changes (``growth.py``).
+    """
 
     layout: Layout
     worker: WorkerSettings
     deadline_s: float = 300.0
     run: str = "run"
+    workers: Callable[[], int] | None = None
 
 
 class Pool:
@@ -135,7 +140,8 @@ class Pool:
     def _start_missing(self, dispatch: Dispatch, now: float) -> None:
         """Keep as many actors as the layout says; after deaths without a success, with back-off."""
         left = dispatch.pending + sum(len(slot.works) for slot in self._slots)
-        wanted = min(self._settings.layout.workers, left)
+        growing = self._settings.workers
+        wanted = min(growing() if growing else self._settings.layout.workers, left)
         while len(self._slots) < wanted and now >= self._next_start:
             self._slots.append(self._start(now))
 
@@ -211,7 +217,7 @@ class Pool:
             try:
                 result = ray.get(ref)
             except RayError as error:
-                self._bury(slot, dispatch, str(error))
+                self._bury(slot, dispatch, str(error), lost=node_is_lost(error))
                 continue
             fatal = self._take(slot, ref, result, dispatch)
             if fatal is not None:
@@ -248,14 +254,20 @@ class Pool:
 
     # -- ends ---------------------------------------------------------------------------------
 
-    def _bury(self, slot: _Slot, dispatch: Dispatch, why: str) -> None:
-        """A worker died: its shards go elsewhere, another worker starts after a pause."""
+    def _bury(self, slot: _Slot, dispatch: Dispatch, why: str, lost: bool) -> None:
+        """A worker died: its shards go elsewhere, another worker starts after a pause.
+
+        ``lost``: its machine went, which says nothing of the shards it had.
+        """
         _LOGGER.info("%s died: %s", slot.name, why.splitlines()[0] if why else "")
         now = time.monotonic()
         for work in list(slot.works.values())[::-1]:
-            dispatch.die(work.shard.source, now)
+            if lost:
+                dispatch.give_back(work.shard.source)
+            else:
+                dispatch.die(work.shard.source, now)
         self._remove(slot, now)
-        self._loading_deaths += slot.ready is None
+        self._loading_deaths += slot.ready is None and not lost
         if self._loading_deaths >= MAX_LOADING_DEATHS:
             raise OrbitRayError(
                 f"{self._loading_deaths} workers in a row died while loading the model; give "
