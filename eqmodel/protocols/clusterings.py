@@ -75,9 +75,7 @@ def gaussian_mixture(embeddings: Embeddings, count: int, seed: int) -> NDArray[n
         dim, svd_solver="full" if part.shape[1] <= 512 else "randomized", random_state=seed
     )
     scale = float(np.sqrt(reduced.fit(part).explained_variance_[0])) or 1.0
-    mixture = GaussianMixture(
-        count, n_init=3, max_iter=200, reg_covar=1e-5, random_state=seed, init_params="k-means++"
-    )
+    mixture = GaussianMixture(count, n_init=3, max_iter=100, reg_covar=1e-5, random_state=seed)
     space = (reduced.transform(embeddings) / scale).astype(np.float64)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)

@@ -205,7 +205,7 @@ def turn_line(row: Row) -> list[str]:
 
 def minutes(row: Row) -> str:
     """Minutes of training of a seed, and where."""
-    mean = sum(result.seconds["train"] for result in row.results) / len(row.results)
+    mean = sum(result.seconds["train_s"] for result in row.results) / len(row.results)
     return f"{mean / 60:.1f} on {row.results[0].device}" if mean else ""
 
 
