@@ -23,6 +23,7 @@ from pipelines.server.guard import HEADERS, Guard
 from pipelines.server.live import Live, View
 from pipelines.server.metrics import Metrics
 from pipelines.server.page import page
+from pipelines.server.published import published_gauges
 from pipelines.server.settings import ServerSettings
 
 REPORT_POLICY = (
@@ -305,4 +306,5 @@ def _gauges(service: Service) -> list[tuple[str, str, str, float]]:
         ("orbit_alarm", "gauge", "1 while the newest is refused.", live.alarm is not None),
         ("orbit_encoder_batches_total", "counter", "Batches encoded.", batcher.num_batches),
         ("orbit_encoder_images_total", "counter", "Images encoded.", batcher.num_images),
+        *published_gauges(live.view.publication),
     ]

@@ -44,7 +44,7 @@ class Metrics:
         yield f"{name}_count {self._count}"
         for gauge, kind, words, value in gauges:
             yield from _head(gauge, kind, words)
-            yield f"{gauge} {value:g}"
+            yield f"{gauge} {value:.15g}"
 
 
 def _head(name: str, kind: str, words: str) -> Iterator[str]:

@@ -1,0 +1,44 @@
+"""What the live publication says of itself, as gauges: the alerts of infra/monitoring ask for them.
+
+A run ends and takes its metrics along; the server stays, and knows what the last run published.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pipelines.table import PublicationRow
+
+Gauge = tuple[str, str, str, float]
+"""(name, type, help, value)."""
+
+
+def published_gauges(row: PublicationRow) -> Iterator[Gauge]:
+    """Age, recall, rejects and drift of a publication; what is not known is left out."""
+    prefix, facts = "orbit_publication", row.facts
+    seen = facts.get("num_seen") or 0
+    moved = [facts.get(name) for name in ("num_added", "num_removed", "num_changed")]
+    values: list[tuple[str, str, float | None]] = [
+        ("created_timestamp_seconds", "When it was published.", row.created.timestamp()),
+        ("recall_at_10", "Measured recall of the index.", row.recall_at_10),
+        ("embedded_images", "Images with an embedding.", facts.get("num_embedded")),
+        ("damaged_shards", "Shards that end too soon.", facts.get("num_damaged_shards")),
+        ("reject_share", "Rejected images of all seen.", _share(facts.get("num_rejected"), seen)),
+        (
+            "changed_share",
+            "Images added, removed or changed since the publication before, of all seen.",
+            None if None in moved else _share(sum(part or 0 for part in moved), seen),
+        ),
+        (
+            "mean_shift",
+            "Distance of the mean embedding from the one before, of an embedding's length.",
+            facts.get("mean_shift"),
+        ),
+    ]
+    for name, words, value in values:
+        if value is not None:
+            yield f"{prefix}_{name}", "gauge", words, float(value)
+
+
+def _share(part: float | None, whole: float) -> float | None:
+    return None if part is None or not whole else part / whole

@@ -1,0 +1,116 @@
+"""Alerts and dashboard: every expression parses, every metric is one that somebody gives."""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import promql_parser
+import pytest
+import yaml
+
+from pipelines.server.metrics import Metrics
+from pipelines.server.published import published_gauges
+from pipelines.table import PublicationRow
+
+INFRA = Path(__file__).parents[2] / "infra"
+RULES: list[dict[str, Any]] = yaml.safe_load((INFRA / "monitoring" / "rules.yaml").read_text())[
+    "groups"
+][0]["rules"]
+DASHBOARD: dict[str, Any] = json.loads((INFRA / "monitoring" / "dashboard.json").read_text())
+OTHERS = {
+    "up", "kube_job_status_failed", "kube_job_status_start_time",
+    "kube_job_status_completion_time", "kube_cronjob_status_last_successful_time",
+    "node_systemd_unit_state",
+}  # fmt: skip
+"""Of Prometheus itself, kube-state-metrics and node_exporter."""
+
+
+def row(**facts: Any) -> PublicationRow:
+    return PublicationRow(
+        "p", "m", 3, recall_at_10=0.995, facts=facts, created=datetime(2026, 11, 1, tzinfo=UTC)
+    )
+
+
+def of_the_server() -> set[str]:
+    source = (INFRA.parent / "pipelines" / "server").rglob("*.py")
+    named = {name for file in source for name in re.findall(r'"(orbit_\w+)"', file.read_text())}
+    full = row(num_seen=4, num_embedded=3, num_rejected=1, num_damaged_shards=0, num_added=1,
+               num_removed=0, num_changed=0, mean_shift=0.1)  # fmt: skip
+    told = Metrics().text(published_gauges(full))
+    named |= set(re.findall(r"^# TYPE (\w+)", told, re.M))
+    return named | {"orbit_search_seconds_bucket"}
+
+
+def metrics_of(expression: str) -> set[str]:
+    found = promql_parser.parse(expression)
+    return set(re.findall(r"\b((?:orbit|kube|node|ray)_\w+|up)\b(?=[\s\[{)]|$)", found.prettify()))
+
+
+def expressions() -> list[tuple[str, str]]:
+    rules = [(rule["alert"], rule["expr"]) for rule in RULES]
+    return rules + [
+        (panel["title"], target["expr"])
+        for panel in DASHBOARD["panels"]
+        for target in panel.get("targets", [])
+    ]
+
+
+@pytest.mark.parametrize(("name", "expression"), expressions())
+def test_every_expression_asks_for_metrics_that_there_are(name: str, expression: str) -> None:
+    asked = metrics_of(expression)
+    assert asked, name
+    assert asked <= of_the_server() | OTHERS, name
+
+
+def test_every_alert_says_what_to_do() -> None:
+    runbook = (INFRA / "RUNBOOK.md").read_text()
+    for rule in RULES:
+        assert rule["annotations"]["runbook"] == f"infra/RUNBOOK.md#{rule['alert'].lower()}"
+        assert f"\n### {rule['alert']}\n" in runbook
+        assert rule["labels"]["severity"] in ("page", "ticket")
+        assert rule["annotations"]["summary"]
+    wanted = {"OrbitRunFailed", "OrbitNoPublication", "OrbitRejects", "OrbitDrift", "OrbitRecall"}
+    assert wanted <= {rule["alert"] for rule in RULES}
+
+
+def test_panels_lie_beside_each_other() -> None:
+    taken: set[tuple[int, int]] = set()
+    for panel in DASHBOARD["panels"]:
+        place = panel["gridPos"]
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
+        assert not cells & taken, panel["title"]
+        assert place["x"] + place["w"] <= 24
+        taken |= cells
+    assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
+
+
+def test_published_gauges() -> None:
+    full = row(num_seen=200, num_embedded=190, num_rejected=10, num_damaged_shards=2,
+               num_added=5, num_removed=10, num_changed=5, mean_shift=0.25)  # fmt: skip
+    values = {name: value for name, _, _, value in published_gauges(full)}
+    assert values == {
+        "orbit_publication_created_timestamp_seconds": datetime(
+            2026, 11, 1, tzinfo=UTC
+        ).timestamp(),
+        "orbit_publication_recall_at_10": 0.995,
+        "orbit_publication_embedded_images": 190,
+        "orbit_publication_damaged_shards": 2,
+        "orbit_publication_reject_share": 0.05,
+        "orbit_publication_changed_share": 0.1,
+        "orbit_publication_mean_shift": 0.25,
+    }
+    first = {name for name, *_ in published_gauges(row(num_seen=0))}
+    assert first == {
+        "orbit_publication_created_timestamp_seconds",
+        "orbit_publication_recall_at_10",
+    }
+    text = Metrics().text(published_gauges(full))
+    assert "orbit_publication_created_timestamp_seconds 1793491200\n" in text
