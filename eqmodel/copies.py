@@ -22,11 +22,12 @@ from eqmodel.groups import FiniteGroup
 from eqmodel.layers import GroupLinear
 
 
-def frame_of(image_size: int) -> int:
-    """The side of the frame in which the copies are turned: it holds the whole image at every
-    angle.
+def frame_of(config: AutoencoderConfig) -> int:
+    """The side of the frame in which the copies are turned.
+
+    Padded, it holds the whole image at every angle; unpadded, all within the image's inner circle.
     """
-    return fitting_size(image_size * math.sqrt(2.0))
+    return fitting_size(config.image_size * math.sqrt(2.0)) if config.padded else config.image_size
 
 
 def quarter_group(of: FiniteGroup) -> FiniteGroup:
@@ -90,9 +91,21 @@ def turning_matrix(side: int, degrees: float) -> Tensor:
 class TurnedCopies(nn.Module):
     """Images (B, C, S, S) -> their copies turned back by r_j, in the frame: (B, n/4, C, F, F)."""
 
-    def __init__(self, image_size: int, of: FiniteGroup) -> None:
+    def __init__(self, config: AutoencoderConfig, of: FiniteGroup) -> None:
         super().__init__()
-        self.side, self.frame, self.group = image_size, frame_of(image_size), of
+        self.side, self.frame, self.group = config.image_size, frame_of(config), of
+
+    def framed(self, images: Tensor) -> Tensor:
+        """Images (B, C, S, S) in the middle of their frame (B, C, F, F), over their background."""
+        background = border_background(images)
+        margin = (self.frame - self.side) // 2
+        return F.pad(images - background, [margin] * 4) + background
+
+    def cut(self, framed: Tensor) -> Tensor:
+        """The middle (..., S, S) of frames (..., F, F)."""
+        margin = (self.frame - self.side) // 2
+        kept = slice(margin, margin + self.side)
+        return framed[..., kept, kept]
 
     def turned(self, images: Tensor, degrees: float) -> Tensor:
         """(..., F, F) turned counter-clockwise by degrees; 0 leaves them as they are."""
@@ -107,8 +120,7 @@ class TurnedCopies(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         background = border_background(images)
-        margin = (self.frame - self.side) // 2
-        framed = F.pad(images - background, [margin] * 4)
+        framed = self.framed(images) - background
         step = 360.0 / self.group.n
         copies = [self.turned(framed, -j * step) for j in range(self.group.n // 4)]
         return torch.stack(copies, 1) + background[:, None]
@@ -117,10 +129,7 @@ class TurnedCopies(nn.Module):
         """(B, n/4, C, F, F) -> (B, C, S, S): each copy turned forward by r_j, their mean, cut."""
         step = 360.0 / self.group.n
         forward = [self.turned(copies[:, j], j * step) for j in range(self.group.n // 4)]
-        margin = (self.frame - self.side) // 2
-        kept = slice(margin, margin + self.side)
-        mean: Tensor = torch.stack(forward).mean(0)[..., kept, kept]
-        return mean
+        return self.cut(torch.stack(forward).mean(0))
 
 
 class CodeMixing(nn.Module):
@@ -141,14 +150,15 @@ class CodeMixing(nn.Module):
 class CopiesEncoder(nn.Module):
     """Images (B, C, S, S) -> codes (B, order, features) for n a multiple of 4 beyond 4.
 
-    ``base`` is the encoder of one copy; a frozen one may take its place.
+    ``base`` is the encoder of one copy; a frozen one may take its place. Without mixing, each copy
+    is encoded for itself, and any one of them serves to train it.
     """
 
     def __init__(self, config: AutoencoderConfig, of: FiniteGroup) -> None:
         super().__init__()
-        self.group, self.copies = of, TurnedCopies(config.image_size, of)
+        self.group, self.copies = of, TurnedCopies(config, of)
         self.base: nn.Module = Encoder(in_frame(config), quarter_group(of))
-        self.mixing = CodeMixing(of, config.features)
+        self.mixing = CodeMixing(of, config.features) if config.mixing else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         codes = self.base(self.copies(x).flatten(0, 1)).unflatten(0, (len(x), -1))
@@ -161,9 +171,9 @@ class CopiesDecoder(nn.Module):
 
     def __init__(self, config: AutoencoderConfig, of: FiniteGroup) -> None:
         super().__init__()
-        self.group, self.copies = of, TurnedCopies(config.image_size, of)
+        self.group, self.copies = of, TurnedCopies(config, of)
         self.base = Decoder(in_frame(config), quarter_group(of))
-        self.mixing = CodeMixing(of, config.features)
+        self.mixing = CodeMixing(of, config.features) if config.mixing else nn.Identity()
 
     def forward(self, codes: Tensor) -> Tensor:
         parts = split(self.mixing(codes), self.group)
@@ -173,4 +183,4 @@ class CopiesDecoder(nn.Module):
 
 def in_frame(config: AutoencoderConfig) -> AutoencoderConfig:
     """The config of the network that sees one copy."""
-    return replace(config, image_size=frame_of(config.image_size))
+    return replace(config, image_size=frame_of(config))

@@ -60,7 +60,7 @@ class Embedder:
         self.model_id, self.name, self.folder = "", None, Path()
         self.card: dict[str, Any] = {}
         self.head = copy.deepcopy(model.attention).double() if model.attention is not None else None
-        self._readout = readout(self.readout, self.group, self.head)
+        self._readout = readout(self.readout, self.group, self.head, model.config.correlations)
 
     model_id: str
     name: str | None
@@ -148,8 +148,12 @@ class Embedder:
 
     def project(self, codes: Tensor) -> Tensor:
         """Codes (B, order, m) -> embeddings (B, d) float64."""
-        out: Tensor = self.projection(self._readout(codes.double()))
+        out: Tensor = self.projection(self.readout_of(codes))
         return out
+
+    def readout_of(self, codes: Tensor) -> Tensor:
+        """Codes (B, order, m) -> invariant features (B, F) float64, before the projection."""
+        return self._readout(codes.double())
 
     def quantised_pose(self, codes: Tensor) -> Tensor:
         """(B, order, m) -> (B, order * 8) int8: what varies along the group, in 8 directions."""

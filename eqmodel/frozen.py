@@ -38,26 +38,23 @@ class FrozenEncoder(nn.Module):
         super().__init__()
         self.order = encoder.lift.group.order
         convs = [encoder.lift, *encoder.stages]
-        self.sizes = [(conv.weight.shape[-1]) // 2 for conv in convs]
+        self.steps = [(conv.stride, (conv.weight.shape[-1] - 1) // 2) for conv in convs]  # type: ignore[union-attr,operator]
         with torch.no_grad():
             for i, (conv, norm) in enumerate(zip(convs, encoder.norms, strict=True)):
                 weight, bias = folded(conv.expanded(), norm, self.order)  # type: ignore[arg-type]
                 self.register_buffer(f"weight{i}", channels_last(weight))
                 self.register_buffer(f"bias{i}", bias)
-            last = encoder.last.expanded()
+            last, bias = folded(encoder.last.expanded(), encoder.centre, self.order)
             self.register_buffer("last", last.permute(0, 2, 3, 1).flatten(1).T.contiguous())
+            self.register_buffer("centre", bias)
 
     def forward(self, x: Tensor) -> Tensor:
         x = channels_last(x)
-        for i, padding in enumerate(self.sizes):
-            if i:
-                x = F.avg_pool2d(x, 2)
-            x = F.relu(
-                F.conv2d(
-                    x, self.get_buffer(f"weight{i}"), self.get_buffer(f"bias{i}"), padding=padding
-                )
-            )
-        codes = x.permute(0, 2, 3, 1).flatten(1) @ self.get_buffer("last")
+        for i, (stride, padding) in enumerate(self.steps):
+            weight, bias = self.get_buffer(f"weight{i}"), self.get_buffer(f"bias{i}")
+            x = F.relu(F.conv2d(x, weight, bias, stride=stride, padding=padding))
+        flat = x.permute(0, 2, 3, 1).flatten(1)
+        codes = torch.addmm(self.get_buffer("centre"), flat, self.get_buffer("last"))
         out: Tensor = codes.unflatten(1, (-1, self.order)).transpose(1, 2)
         return out
 

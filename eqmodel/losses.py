@@ -38,13 +38,12 @@ class OrbitConsistency(nn.Module):
         """Readouts (B, F) of two views of the same images -> a scalar."""
         both = torch.cat([first, second])
         rooted = self.scale(both / torch.sqrt(both.abs() + 1e-3))
-        a, b = self.expand(rooted).float().chunk(2)
-        spread = variance_term(a) + variance_term(b)
-        return (
-            F.mse_loss(a, b)
-            + 0.5 * spread
-            + self.covariance * (covariance_term(a) + covariance_term(b))
-        )
+        expanded = self.expand(rooted)
+        with torch.autocast(both.device.type, enabled=False):
+            a, b = expanded.float().chunk(2)
+            spread = variance_term(a) + variance_term(b)
+            overlap = covariance_term(a) + covariance_term(b)
+            return F.mse_loss(a, b) + 0.5 * spread + self.covariance * overlap
 
 
 def variance_term(z: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ def root(x: Tensor, eps: Tensor) -> Tensor:
 
 
 def fit_projection(
-    views: Tensor, dim: int, *, power: float = 0.25, intermediate: int = 512
+    views: Tensor, dim: int, *, power: float = 0.25, floor: float = FLOOR, intermediate: int = 512
 ) -> Projection:
     """Fit on features (N, views, F) of ``views`` free turns of each of N images.
 
@@ -73,7 +73,7 @@ def fit_projection(
     components = min(intermediate, flat.shape[1], count * copies - 1)
     _, _, basis = torch.svd_lowrank(flat, q=components, niter=3)
     orbits = (flat @ basis).unflatten(0, (count, copies)).double()
-    within, between = scatter(orbits)
+    within, between = scatter(orbits, floor)
     matrix = discriminant(within, between, min(dim, components), power)
     fitted = Projection(len(keep), matrix.shape[1])
     fitted.keep.copy_(keep)
@@ -85,7 +85,7 @@ def fit_projection(
     return fitted
 
 
-def scatter(orbits: Tensor) -> tuple[Tensor, Tensor]:
+def scatter(orbits: Tensor, share: float) -> tuple[Tensor, Tensor]:
     """(N, views, K) float64 -> covariances (K, K) within orbits, floored, and between their
     means.
     """
@@ -94,7 +94,7 @@ def scatter(orbits: Tensor) -> tuple[Tensor, Tensor]:
     outside = (centres - centres.mean(0, keepdim=True))[:, 0]
     within = inside.T @ inside / max(len(inside) - len(orbits), 1)
     between = outside.T @ outside / max(len(outside) - 1, 1)
-    floor = FLOOR * float(torch.linalg.eigvalsh(within + between)[-1])
+    floor = share * float(torch.linalg.eigvalsh(within + between)[-1])
     return within + floor * torch.eye(len(within), dtype=within.dtype), between
 
 

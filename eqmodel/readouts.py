@@ -18,6 +18,7 @@ from eqmodel.groups import FiniteGroup
 from eqmodel.layers import GroupLinear
 
 READOUTS = ("mean", "max", "rms", "gram", "bispectrum", "attention")
+CORRELATIONS = ("identity", "identity+diagonals", "quarter", "all")  # parts of P and P' for gram
 MIXTURES = 8  # combinations of columns whose triple correlation the bispectrum readout takes
 
 
@@ -38,26 +39,54 @@ def root_mean_square(codes: Tensor, group: FiniteGroup) -> Tensor:
     return codes.square().mean(1).clamp_min(1e-12).sqrt()
 
 
-def representatives(group: FiniteGroup) -> list[int]:
-    """One element of each pair {h, h^-1}: c_ij(h) = c_ji(h^-1), so the other says nothing new."""
-    return [h for h in range(group.order) if h <= group.inverse[h]]
+def representatives(group: FiniteGroup, part: str = "all") -> list[int]:
+    """One element of each pair {h, h^-1}: c_ij(h) = c_ji(h^-1), so the other says nothing new.
+
+    ``part`` as in CORRELATIONS; the quarter turns come with the group's mirrors.
+    """
+    if part not in CORRELATIONS:
+        raise Refused(f"'{part}' is no part of P; use one of {', '.join(CORRELATIONS)}")
+    step = max(group.n // 4, 1)
+    kept = {
+        "identity": range(1),
+        "identity+diagonals": range(1),
+        "quarter": [h for h in range(group.order) if (h % group.n) % step == 0],
+        "all": range(group.order),
+    }[part]
+    return [h for h in kept if h <= group.inverse[h]]
 
 
-def gram(codes: Tensor, group: FiniteGroup) -> Tensor:
-    """Gram pooling with all of P: c_ij(h) = sum_g V[g, i] V[g h, j], distinct terms only.
+def gram(codes: Tensor, group: FiniteGroup, part: str = "all") -> Tensor:
+    """Gram pooling with a part of P: c_ij(h) = sum_g V[g, i] V[g h, j], distinct terms only.
 
-    (B, order, m) -> (B, F); F = 4,192 for d4 at m = 32. P, the permutations that commute with the
-    group, is exactly the set of right multiplications g -> g h (section 4.2 of the paper, with pi
-    restored).
+    (B, order, m) -> (B, F); F = 4,192 for d4 at m = 32 with all of P. P, the permutations that
+    commute with the group, is exactly the set of right multiplications g -> g h (section 4.2 of
+    the paper, with pi restored). The part "identity" is V^T V alone; "identity+diagonals" adds
+    what P' keeps beside it.
     """
     m = codes.shape[-1]
     rows, cols = torch.triu_indices(m, m)
     parts = []
-    for h in representatives(group):
+    for h in representatives(group, part):
         product = codes.transpose(1, 2) @ codes[:, torch.from_numpy(group.cayley[:, h])]
         symmetric = group.inverse[h] == h
         parts.append(product[:, rows, cols] if symmetric else product.flatten(1))
+    if part == "identity+diagonals":
+        parts.append(diagonals(codes, group))
     return torch.cat(parts, 1)
+
+
+def diagonals(codes: Tensor, group: FiniteGroup) -> Tensor:
+    """(B, order, m) -> (B, m * n/2): sum_g V[g, i] V[t g, i] for turns t, which P' holds.
+
+    u -> <u, t u> is invariant where t is conjugate to t and t^-1 alone, as turns are; mirrors of
+    D_n are not.
+    """
+    turns = [t for t in range(1, group.n) if t <= group.inverse[t]]
+    moved = [codes[:, torch.from_numpy(group.cayley[t])] for t in turns]
+    if not moved:
+        return codes.new_empty(len(codes), 0)
+    return torch.cat([(codes * other).sum(1) for other in moved], 1)
 
 
 def bispectrum(codes: Tensor, group: FiniteGroup) -> Tensor:
@@ -142,9 +171,14 @@ Readout = Callable[[Tensor], Tensor]
 
 
 def readout(
-    name: str, group: FiniteGroup, attention: EquivariantAttention | None = None
+    name: str,
+    group: FiniteGroup,
+    attention: EquivariantAttention | None = None,
+    correlations: str = "all",
 ) -> Readout:
     """The readout of that name as a function codes (B, order, m) -> (B, F).
+
+    ``correlations``: the part of P that gram takes.
 
     Raises Refused for an unknown name, and for attention without its trained head.
     """
@@ -154,11 +188,12 @@ def readout(
                 "readout attention needs a head trained with it; train with --readout attention"
             )
         return lambda codes: attention(codes)[0]
-    functions = {
+    representatives(group, correlations)  # refuses an unknown part of P
+    functions: dict[str, Callable[[Tensor, FiniteGroup], Tensor]] = {
         "mean": mean,
         "max": maximum,
         "rms": root_mean_square,
-        "gram": gram,
+        "gram": lambda codes, group: gram(codes, group, correlations),
         "bispectrum": bispectrum,
     }
     if name not in functions:

@@ -10,14 +10,17 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 STATE, PROGRESS = "state.safetensors", "progress.json"
 
 
 @dataclass
 class TrainingState:
-    """Where a training stands; ``history`` holds the held-out reconstruction error of every
-    epoch.
+    """Where a training stands.
+
+    history: the held-out reconstruction error of every epoch. neighbours (N, k): of each training
+    image, as found before epoch ``mined_at``.
     """
 
     folder: Path
@@ -28,6 +31,8 @@ class TrainingState:
     elapsed_s: float = 0.0
     finished: bool = False
     history: list[float] = field(default_factory=list)
+    neighbours: Tensor | None = None
+    mined_at: int = 0
 
     @classmethod
     def open(
@@ -72,6 +77,8 @@ class TrainingState:
         for index, values in self.optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{index}.{k}": torch.as_tensor(v) for k, v in values.items()}
         tensors["random"] = torch.get_rng_state()
+        if self.neighbours is not None:
+            tensors["neighbours"] = self.neighbours
         name = f"{time.time_ns()}.{STATE}"
         save_file(tensors, self.folder / name)
         progress = {
@@ -80,6 +87,7 @@ class TrainingState:
             "elapsed_s": self.elapsed_s,
             "finished": self.finished,
             "history": self.history,
+            "mined_at": self.mined_at,
             "tensors": name,
         }
         temporary = self.folder / f".{PROGRESS}"
@@ -106,5 +114,6 @@ class TrainingState:
                 state["state"].setdefault(int(index), {})[key] = value
         self.optimiser.load_state_dict(state)
         torch.set_rng_state(tensors["random"])
+        self.neighbours = tensors.get("neighbours")
         for key, value in saved.items():
             setattr(self, key, value)

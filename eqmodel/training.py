@@ -20,16 +20,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from eqmodel import checkpoint
+from eqmodel.actions import border_background
 from eqmodel.auditing import audit
 from eqmodel.autoencoder import Autoencoder, AutoencoderConfig, fitting_size, parameters, sides
 from eqmodel.embedder import BATCH, POSE_FEATURES, Embedder, describe
 from eqmodel.errors import Refused, TrainingError
-from eqmodel.losses import OrbitConsistency, entropy, reconstruction
+from eqmodel.neighbours import nearest_neighbours
+from eqmodel.objective import Objective
 from eqmodel.preprocess import PreprocessSpec, channels_of, preprocess
-from eqmodel.projection import fit_projection
+from eqmodel.projection import FLOOR, fit_projection
 from eqmodel.readouts import readout
 from eqmodel.resume import TrainingState
-from eqmodel.views import random_turns, random_views
+from eqmodel.views import JITTERS, Jitter, random_turns, random_views
 
 MAX_INVARIANCE_ERROR = 1e-5
 Progress = Callable[["EpochReport"], None]
@@ -37,7 +39,15 @@ Progress = Callable[["EpochReport"], None]
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """What a training uses. ``image_size`` and ``channels`` None: taken from the images."""
+    """What a training uses. ``image_size`` and ``channels`` None: taken from the images.
+
+    correlations, mixing, padded: as in AutoencoderConfig; padded None: decided by what the images
+    show outside their inner circle. views: how much the two views of an image differ (JITTERS).
+    neighbours: the share of images that are paired with a neighbour in place of themselves, from
+    the share ``neighbours_from`` of the training on. reconstructed: the share of each batch that is
+    decoded. power, floor, orbits: of the projection;
+    orbits "turned" fits it on free turns of the images, "jittered" on views as in training.
+    """
 
     group: str = "d4"
     readout: str = "gram"
@@ -61,6 +71,15 @@ class TrainConfig:
     seed: int = 0
     device: str = "cpu"
     bfloat16: bool = False
+    correlations: str = "all"
+    mixing: bool = True
+    padded: bool | None = None
+    views: str = "mild"
+    neighbours: float = 0.0
+    neighbours_from: float = 0.5
+    reconstructed: float = 1.0
+    orbits: str = "turned"
+    floor: float = FLOOR
     name: str | None = None
     description: str = ""
     recommended: bool = False
@@ -98,6 +117,8 @@ def train(
     torch.manual_seed(config.seed)
     spec = preprocess_spec(config)
     pixels = as_inputs(images, spec)
+    if config.padded is None:
+        config = replace(config, padded=fills_corners(pixels))
     order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(config.seed))
     held = min(max(int(len(pixels) * config.held_out), 8), 2000, len(pixels) // 2)
     held_out, train_on = order[:held], order[held:]
@@ -148,33 +169,6 @@ def as_inputs(images: Sequence[NDArray[Any]], spec: PreprocessSpec) -> Tensor:
     return out
 
 
-class Objective(torch.nn.Module):
-    """The model with the head of the consistency term: a batch of images -> the loss."""
-
-    def __init__(self, config: TrainConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.model = Autoencoder(architecture(config))
-        self.readout = readout(config.readout, self.model.group, self.model.attention)
-        with torch.no_grad():
-            features = self.readout(torch.zeros(1, self.model.group.order, config.features))
-        self.consistency = OrbitConsistency(features.shape[1])
-
-    def forward(self, images: Tensor) -> Tensor:
-        mirrored = self.model.group.mirrored
-        first, second = random_views(images, mirrored), random_views(images, mirrored)
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.config.bfloat16):
-            codes, decoded, weights = self.model(first)
-            others = self.model.encoder(second)
-        loss = self.config.reconstruction * reconstruction(first, decoded)
-        if weights is not None:
-            loss = loss + 0.1 * entropy(weights.float())
-        if self.config.consistency:
-            pair = self.readout(torch.cat([codes, others]).float()).chunk(2)
-            loss = loss + self.config.consistency * self.consistency(*pair)
-        return loss
-
-
 def architecture(config: TrainConfig) -> AutoencoderConfig:
     """The network that the config asks for."""
     return AutoencoderConfig(
@@ -184,7 +178,34 @@ def architecture(config: TrainConfig) -> AutoencoderConfig:
         width=config.width,
         features=config.features,
         readout=config.readout,
+        correlations=config.correlations,
+        mixing=config.mixing,
+        padded=config.padded is not False,
     )
+
+
+def objective_of(config: TrainConfig) -> Objective:
+    """What the config asks to minimise."""
+    return Objective(
+        architecture(config),
+        (config.consistency, config.reconstruction),
+        reconstructed=config.reconstructed,
+        views=config.views,
+        bfloat16=config.bfloat16,
+    )
+
+
+OUTSIDE = 1e-3  # share of the squared contrast that may lie outside the inner circle, unpadded
+
+
+def fills_corners(pixels: Tensor) -> bool:
+    """Whether images (N, C, S, S) show more than their background outside their inner circle."""
+    some = pixels[:2000].float()
+    contrast = (some - border_background(some)).square()
+    side = pixels.shape[-1]
+    axis = torch.arange(side) - (side - 1) / 2.0
+    outside = axis[:, None] ** 2 + axis[None, :] ** 2 > (side / 2.0) ** 2
+    return float(contrast[..., outside].sum()) > OUTSIDE * float(contrast.sum())
 
 
 def fit(
@@ -200,20 +221,25 @@ def fit(
 
     The state is saved in ``folder`` after every epoch and taken up again from there.
     """
-    objective = Objective(config).to(config.device)
+    objective = objective_of(config).to(config.device)
     optimiser = torch.optim.AdamW(
         objective.parameters(), lr=config.learning_rate, weight_decay=1e-3
     )
     state = TrainingState.open(folder, objective, optimiser, asdict(config))
     while state.epoch < config.epochs and not state.finished:
         began, loss, seen = time.monotonic(), 0.0, 0
-        for batch in batches(train_on, config.batch_size):
+        mine_if_due(state, objective, pixels, train_on, config)
+        for batch in batches(len(train_on), config.batch_size):
             share = state.share(config, seen / len(train_on), time.monotonic() - began)
             if share >= 1.0:
                 break
             for settings in optimiser.param_groups:
                 settings["lr"] = config.learning_rate * schedule(share)
-            loss += step(objective, optimiser, pixels[batch].float().to(config.device)) * len(batch)
+            images, others = (
+                pixels[train_on[which]].float().to(config.device)
+                for which in (batch, partners(batch, state.neighbours, config.neighbours))
+            )
+            loss += step(objective, optimiser, images, others) * len(batch)
             seen += len(batch)
         elapsed = time.monotonic() - began
         error = reconstruction_error(objective.model, pixels[held_out], config)
@@ -242,12 +268,14 @@ def fit(
     return objective.model.to("cpu"), record
 
 
-def step(objective: Objective, optimiser: torch.optim.Optimizer, images: Tensor) -> float:
+def step(
+    objective: Objective, optimiser: torch.optim.Optimizer, images: Tensor, partners: Tensor
+) -> float:
     """One step of gradient descent; returns the loss. Raises TrainingError when it is not
     finite.
     """
     objective.train()
-    loss = objective(images)
+    loss = objective(images, partners)
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(objective.parameters(), 5.0)
@@ -263,12 +291,45 @@ def schedule(share: float) -> float:
     return min(share / 0.05 + 0.02, 1.0) * 0.5 * (1.0 + float(np.cos(np.pi * share)))
 
 
-def batches(indices: Tensor, size: int) -> Iterator[Tensor]:
-    """The indices in random order, in batches; a last batch of less than half the size is left
-    out.
+MINED_PER_TRAINING = 8  # neighbours are found anew after each eighth of the epochs
+
+
+def mine_if_due(
+    state: TrainingState,
+    objective: Objective,
+    pixels: Tensor,
+    train_on: Tensor,
+    config: TrainConfig,
+) -> None:
+    """Find the neighbours of the training images anew, when it is time for it."""
+    if not config.neighbours or state.share(config, 0.0, 0.0) < config.neighbours_from:
+        return
+    every = max(1, round(config.epochs / MINED_PER_TRAINING))
+    if state.neighbours is None or state.epoch >= state.mined_at + every:
+        state.neighbours = nearest_neighbours(
+            objective.trunk,
+            pixels[train_on],
+            objective.jitter,
+            dim=config.dim,
+            bfloat16=config.bfloat16,
+        )
+        state.mined_at = state.epoch
+
+
+def partners(batch: Tensor, neighbours: Tensor | None, share: float) -> Tensor:
+    """(B,) int64: each image's partner, itself or, with probability ``share``, a neighbour."""
+    if neighbours is None:
+        return batch
+    picked = neighbours[batch, torch.randint(neighbours.shape[1], (len(batch),))]
+    return torch.where(torch.rand(len(batch)) < share, picked, batch)
+
+
+def batches(count: int, size: int) -> Iterator[Tensor]:
+    """The numbers below ``count`` in random order, in batches; a last batch of less than half the
+    size is left out.
     """
-    for part in indices[torch.randperm(len(indices))].split(size):
-        if 2 * len(part) >= min(size, len(indices)):
+    for part in torch.randperm(count).split(size):
+        if 2 * len(part) >= min(size, count):
             yield part
 
 
@@ -291,12 +352,14 @@ def finish(
     """Round the weights as stored, fit projection and pose map, embed the golden images."""
     model = rounded(model)
     views, codes = free_turns(model, pixels[torch.randperm(len(pixels))[:6000]], config)
-    projection = fit_projection(views, config.dim, power=config.power)
+    projection = fit_projection(views, config.dim, power=config.power, floor=config.floor)
     pose = pose_map(codes)
     described = {
         "kind": "orbit-discriminant",
         "dim": int(projection.matrix.shape[1]),
         "power": config.power,
+        "floor": config.floor,
+        "orbits": config.orbits,
     }
     document = describe(model, spec, described)
     embedder = Embedder(model, spec, projection, pose)
@@ -334,18 +397,26 @@ def rounded(model: Autoencoder) -> Autoencoder:
 def free_turns(
     model: Autoencoder, pixels: Tensor, config: TrainConfig, copies: int = 4
 ) -> tuple[Tensor, Tensor]:
-    """Readouts (N, copies, F) and codes (N * copies, order, m) of random free turns of the
-    images.
+    """Readouts (N, copies, F) and codes (N * copies, order, m) of random free turns, or jittered
+    views, of the images.
     """
-    read = readout(config.readout, model.group, model.attention)
+    read = readout(config.readout, model.group, model.attention, config.correlations)
+    jitter = JITTERS[config.views] if config.orbits == "jittered" else None
     features, codes = [], []
     for part in pixels.split(BATCH):
         x = part.float()
-        turned = torch.stack([random_turns(x, model.group.mirrored) for _ in range(copies)], 1)
+        turned = torch.stack([moved(x, model.group.mirrored, jitter) for _ in range(copies)], 1)
         found = model.encoder(turned.flatten(0, 1))
         features.append(read(found).unflatten(0, (len(x), copies)))
         codes.append(found)
     return torch.cat(features), torch.cat(codes)
+
+
+def moved(images: Tensor, mirrored: bool, jitter: Jitter | None) -> Tensor:
+    """Free turns of the images, with the jitter if there is one."""
+    if jitter is None:
+        return random_turns(images, mirrored)
+    return random_views(images, mirrored, jitter)
 
 
 def pose_map(codes: Tensor) -> Tensor:

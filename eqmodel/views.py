@@ -1,13 +1,37 @@
 """Random views of images under which an embedding should not change: free turns, mirrors, mild
-changes.
+changes of shape, stroke and contrast.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from eqmodel.actions import border_background, rotation_matrices, warp
+
+
+@dataclass(frozen=True)
+class Jitter:
+    """How much a view differs beyond its turn and mirror; standard deviations, cut at two.
+
+    affine: of the entries of a 2 x 2 matrix about the identity (scale, shear). shift: of a shift,
+    contrast: of gain and log gamma. elastic: of a smooth field of 4 x 4 random displacements;
+    lengths as shares of half the side. stroke: the largest share of a 3 x 3 dilation or erosion.
+    """
+
+    affine: float = 0.10
+    shift: float = 0.05
+    contrast: float = 0.20
+    elastic: float = 0.06
+    stroke: float = 0.8
+
+
+MILD = Jitter(affine=0.05, shift=0.04, contrast=0.15, elastic=0.0, stroke=0.0)
+STRONG = Jitter()
+JITTERS = {"mild": MILD, "strong": STRONG}
 
 
 def random_angles(images: Tensor) -> Tensor:
@@ -26,19 +50,34 @@ def random_turns(images: Tensor, mirrored: bool) -> Tensor:
     return warp(images, matrices, border_background(images))
 
 
-def random_views(images: Tensor, mirrored: bool) -> Tensor:
-    """Free turns with mild shift (4%), scale and shear (10%), contrast and gamma; one
-    interpolation.
-    """
-    count, device = len(images), images.device
-    matrices = rotation_matrices(random_angles(images), random_mirrors(images, mirrored))
-    jitter = torch.eye(2, device=device) + 0.05 * torch.randn(count, 2, 2, device=device).clamp(
-        -2, 2
-    )
-    shift = 0.04 * torch.randn(count, 2, 1, device=device).clamp(-2, 2)
-    matrices = torch.cat([jitter @ matrices[..., :2], shift], -1)
+def random_views(images: Tensor, mirrored: bool, jitter: Jitter = MILD) -> Tensor:
+    """(B, C, S, S): free turns, and mirrors, with the jitter; one interpolation."""
     background = border_background(images)
-    moved = warp(images, matrices, background) - background
-    contrast = 1.0 + 0.15 * torch.randn(count, 1, 1, 1, device=device).clamp(-2, 2)
-    gamma = torch.exp(0.15 * torch.randn(count, 1, 1, 1, device=device).clamp(-2, 2))
-    return background + contrast * moved.sign() * moved.abs().clamp_min(1e-6) ** gamma
+    matrices = rotation_matrices(random_angles(images), random_mirrors(images, mirrored))
+    changed = torch.eye(2, device=images.device) + jitter.affine * noise(images, 2, 2)
+    matrices = torch.cat([changed @ matrices[..., :2], jitter.shift * noise(images, 2, 1)], -1)
+    content = restroked(images - background, jitter.stroke)
+    grid = F.affine_grid(matrices, list(images.shape), align_corners=False)
+    if jitter.elastic:
+        field = F.interpolate(jitter.elastic * noise(images, 2, 4, 4), images.shape[-2:], mode="bicubic")
+        grid = grid + field.permute(0, 2, 3, 1)
+    moved = F.grid_sample(content, grid, padding_mode="zeros", align_corners=False)
+    gain = 1.0 + jitter.contrast * noise(images, 1, 1, 1)
+    gamma = torch.exp(jitter.contrast * noise(images, 1, 1, 1))
+    return background + gain * moved.sign() * moved.abs().clamp_min(1e-6) ** gamma
+
+
+def noise(images: Tensor, *shape: int) -> Tensor:
+    """(B, *shape): normal, of standard deviation 1, cut at two."""
+    return torch.randn(len(images), *shape, device=images.device).clamp(-2.0, 2.0)
+
+
+def restroked(images: Tensor, most: float) -> Tensor:
+    """Images (B, C, S, S) each mixed with its dilation or its erosion over 3 x 3 pixels."""
+    if not most:
+        return images
+    share = most * (2.0 * torch.rand(len(images), 1, 1, 1, device=images.device) - 1.0)
+    wider, thinner = F.max_pool2d(images, 3, 1, 1), -F.max_pool2d(-images, 3, 1, 1)
+    grown = images + (wider - images) * share
+    # Erosion takes thin strokes away altogether, so it goes less far.
+    return torch.where(share > 0, grown, images - (thinner - images) * 0.6 * share)

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from eqmodel.actions import border_background, rotate
 from eqmodel.embedder import Embedder
 from eqmodel.protocols.probes import explained_variance
-from eqmodel.readouts import readout
 
 Embed = Callable[[NDArray[np.generic]], NDArray[np.float32]]
 IMAGES, CURVE_IMAGES = 500, 2000
@@ -61,10 +60,9 @@ def readout_curve(embedder: Embedder, images: NDArray[np.uint8]) -> list[float]:
     """Explained variance of the principal components of the invariant readout, before the
     projection, on at most 2,000 images: what figure 8 of the paper shows.
     """
-    read = readout(embedder.readout, embedder.group, embedder.head)
     inputs = embedder.preprocess(list(images[:CURVE_IMAGES]))
     parts = []
     for part in inputs.split(256):
         codes = embedder.frozen(part.to(embedder.device)).double()
-        parts.append(read(codes).float().cpu().numpy())
+        parts.append(embedder.readout_of(codes).float().cpu().numpy())
     return explained_variance(np.concatenate(parts))

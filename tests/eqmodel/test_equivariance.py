@@ -25,10 +25,10 @@ from eqmodel.layers import (
     GroupLinear,
     LiftingConv2d,
     ProjectionConv2d,
+    Turned,
     double,
-    halve,
 )
-from eqmodel.readouts import READOUTS, EquivariantAttention, bispectrum, gram, readout
+from eqmodel.readouts import CORRELATIONS, READOUTS, EquivariantAttention, bispectrum, gram, readout
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 GROUPS = ["c1", "c2", "c4", "d1", "d2", "d4"]
@@ -56,10 +56,27 @@ def test_layers(name: str, side: int, dtype: torch.dtype) -> None:
     norm = FieldNorm(3).to(dtype)
     norm(features(g.order, side, dtype))
     assert_equivariant(norm.eval(), x, g, field, field, tolerance)
+    if side % 2 == 0:
+        halving = GroupConv2d(g, 3, 5, 4, stride=2).to(dtype)
+        assert_equivariant(halving, x, g, field, field, tolerance)
+        lift = LiftingConv2d(g, 3, 4, 6, stride=2).to(dtype)
+        assert_equivariant(lift, pixels, g, image, field, tolerance)
     expand = GroupExpand2d(g, 3, 4, side).to(dtype)
     assert_equivariant(expand, features(g.order, 1, dtype), g, field, field, tolerance)
-    if side % 2 == 0:
-        assert_equivariant(halve, x, g, field, field, tolerance)
+
+
+@pytest.mark.parametrize(("size", "stride"), [(4, 1), (3, 2), (6, 3)])
+def test_filters_that_break_the_symmetry_are_refused(size: int, stride: int) -> None:
+    with pytest.raises(SizeError, match=f"side {size} at stride {stride} breaks the symmetry"):
+        GroupConv2d(group("c4"), 1, 1, size, stride=stride)
+    with pytest.raises(SizeError, match="breaks the symmetry"):
+        LiftingConv2d(group("c4"), 1, 1, size, stride=stride)
+
+
+def test_the_gradient_of_turned_filters() -> None:
+    layer = GroupConv2d(group("d4"), 2, 3, 3).double()
+    weight = torch.randn(6, 72, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda w: Turned.apply(w, layer.tables), (weight,))
 
 
 @pytest.mark.parametrize("name", [*GROUPS, "c12", "d12"])
@@ -135,6 +152,37 @@ def test_gram_has_the_distinct_terms_only_and_separates_what_the_mean_cannot() -
     shuffled = codes[:, torch.randperm(8, generator=torch.Generator().manual_seed(3))]
     assert torch.allclose(codes.mean(1), shuffled.mean(1))
     assert not torch.allclose(gram(codes, g), gram(shuffled, g))
+
+
+@pytest.mark.parametrize("part", CORRELATIONS)
+@pytest.mark.parametrize("name", ["c1", "c4", "d4", "c12", "d12"])
+def test_every_part_of_p_is_invariant(name: str, part: str) -> None:
+    g = group(name)
+    codes = torch.randn(2, g.order, 5, dtype=torch.float64)
+    expected = gram(codes, g, part)
+    for t in range(g.order):
+        assert relative_error(gram(code_action(g)(codes, t), g, part), expected).max() < 1e-12
+
+
+def test_the_parts_of_p_and_the_diagonals_of_p_prime() -> None:
+    g, codes = group("d4"), torch.randn(2, 8, 5, dtype=torch.float64)
+    plain, wide = gram(codes, g, "identity"), gram(codes, g, "identity+diagonals")
+    product = codes.transpose(1, 2) @ codes
+    assert torch.allclose(plain, product[:, *torch.triu_indices(5, 5)])
+    assert torch.equal(wide[:, :15], plain)
+    assert wide.shape == (2, 15 + 5 * 2)  # turns by 90 and by 180 degrees, five columns each
+    for t in (1, 2):
+        turned = torch.stack([torch.from_numpy(g.regular(t)) @ c for c in codes])
+        diagonal = (codes * turned).sum(1)
+        assert torch.allclose(wide[:, 10 + 5 * t : 15 + 5 * t], diagonal)
+    d12 = group("d12")
+    assert torch.equal(gram(codes, g, "quarter"), gram(codes, g, "all"))
+    many = torch.randn(2, 24, 5, dtype=torch.float64)
+    copies = split(many, d12).flatten(0, 1)
+    summed = gram(copies, g, "all").unflatten(0, (2, 3)).sum(1)
+    assert torch.allclose(gram(many, d12, "quarter"), summed)
+    with pytest.raises(Refused, match="'some' is no part of P"):
+        gram(codes, g, "some")
 
 
 @pytest.mark.parametrize("name", ["c4", "d4", "c12", "d12"])
