@@ -38,7 +38,7 @@ class FrozenEncoder(nn.Module):
         super().__init__()
         self.order = encoder.lift.group.order
         convs = [encoder.lift, *encoder.stages]
-        self.steps = [(conv.stride, (conv.weight.shape[-1] - 1) // 2) for conv in convs]  # type: ignore[union-attr,operator]
+        self.steps = [(conv.stride, (conv.weight.shape[-1] - 1) // 2) for conv in convs]
         with torch.no_grad():
             for i, (conv, norm) in enumerate(zip(convs, encoder.norms, strict=True)):
                 weight, bias = folded(conv.expanded(), norm, self.order)  # type: ignore[arg-type]

@@ -113,7 +113,7 @@ class GroupConv2d(nn.Module):
     def expanded(self) -> Tensor:
         """(C' * G, C * G, k, k): the weights of the equal ordinary convolution."""
         c_out, c_in, order, k, _ = self.weight.shape
-        rows = Turned.apply(self.weight.reshape(c_out * c_in, -1), self.tables)
+        rows = Turned.apply(self.weight.reshape(c_out * c_in, -1), self.tables)  # type: ignore[no-untyped-call]
         wide: Tensor = rows.unflatten(1, (c_out, c_in)).transpose(0, 1)
         return wide.reshape(c_out * order, c_in * order, k, k)
 

@@ -30,9 +30,7 @@ def nearest_neighbours(
     trunk.eval()
     device = next(trunk.parameters()).device
     some = pixels[torch.randperm(len(pixels))[:FITTED_ON]]
-    views = torch.stack(
-        [features(trunk, some, device, bfloat16, jitter) for _ in range(COPIES)], 1
-    )
+    views = torch.stack([features(trunk, some, device, bfloat16, jitter) for _ in range(COPIES)], 1)
     projection = fit_projection(views, dim, power=0.5, floor=1e-3)
     embeddings = torch.cat(
         [

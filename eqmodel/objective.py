@@ -66,14 +66,15 @@ class Objective(nn.Module):
         *,
         reconstructed: float = 1.0,
         views: str = "mild",
+        loss: str = "contrast",
         bfloat16: bool = False,
     ) -> None:
         """``weights``: of consistency and of reconstruction. ``reconstructed``: the share of the
-        first views that is decoded. ``views``: one of JITTERS.
+        first views that is decoded. ``views``: one of JITTERS. ``loss``: one of CONSISTENCY_LOSSES.
         """
         super().__init__()
         self.trunk = Trunk(Autoencoder(architecture))
-        self.weights, self.reconstructed, self.bfloat16 = weights, reconstructed, bfloat16
+        self.weights, self.reconstructed, self.reduced = weights, reconstructed, bfloat16
         if views not in JITTERS:
             raise Refused(f"'{views}' are no views; use {' or '.join(JITTERS)}")
         self.jitter = JITTERS[views]
@@ -82,7 +83,7 @@ class Objective(nn.Module):
         if weights[0]:
             with torch.no_grad():
                 zeros = torch.zeros(1, self.trunk.group.order, architecture.features)
-                self.consistency = OrbitConsistency(self.readout(zeros).shape[1])
+                self.consistency = OrbitConsistency(self.readout(zeros).shape[1], loss)
 
     @property
     def model(self) -> Autoencoder:
@@ -95,7 +96,7 @@ class Objective(nn.Module):
         if self.consistency is not None:
             views.append(random_views(partners, mirrored, self.jitter))
         drawn = max(1, round(self.reconstructed * len(images)))
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bfloat16):
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.reduced):
             codes = self.trunk.encode(torch.cat(views))
             decoded, attention = self.trunk.decode(codes[:drawn])
         loss = self.weights[1] * reconstruction(views[0][:drawn], decoded)
@@ -103,6 +104,6 @@ class Objective(nn.Module):
             loss = loss + ENTROPY * entropy(attention.float())
         if self.consistency is not None:
             features = self.readout(codes.float())
-            with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bfloat16):
+            with torch.autocast(images.device.type, torch.bfloat16, enabled=self.reduced):
                 loss = loss + self.weights[0] * self.consistency(*features.chunk(2))
         return loss

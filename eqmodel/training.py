@@ -6,7 +6,6 @@ held-out images is above 1e-5.
 
 from __future__ import annotations
 
-import platform
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,68 +20,17 @@ from torch import Tensor
 
 from eqmodel import checkpoint
 from eqmodel.actions import border_background
-from eqmodel.auditing import audit
-from eqmodel.autoencoder import Autoencoder, AutoencoderConfig, fitting_size, parameters, sides
-from eqmodel.embedder import BATCH, POSE_FEATURES, Embedder, describe
-from eqmodel.errors import Refused, TrainingError
+from eqmodel.autoencoder import Autoencoder
+from eqmodel.embedder import BATCH
+from eqmodel.errors import TrainingError
+from eqmodel.finishing import finish, gate, provenance
 from eqmodel.neighbours import nearest_neighbours
 from eqmodel.objective import Objective
-from eqmodel.preprocess import PreprocessSpec, channels_of, preprocess
-from eqmodel.projection import FLOOR, fit_projection
-from eqmodel.readouts import readout
+from eqmodel.preprocess import PreprocessSpec, preprocess
 from eqmodel.resume import TrainingState
-from eqmodel.views import JITTERS, Jitter, random_turns, random_views
+from eqmodel.settings import TrainConfig, fitted_to, objective_of, preprocess_spec
 
-MAX_INVARIANCE_ERROR = 1e-5
 Progress = Callable[["EpochReport"], None]
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """What a training uses. ``image_size`` and ``channels`` None: taken from the images.
-
-    correlations, mixing, padded: as in AutoencoderConfig; padded None: decided by what the images
-    show outside their inner circle. views: how much the two views of an image differ (JITTERS).
-    neighbours: the share of images that are paired with a neighbour in place of themselves, from
-    the share ``neighbours_from`` of the training on. reconstructed: the share of each batch that is
-    decoded. power, floor, orbits: of the projection;
-    orbits "turned" fits it on free turns of the images, "jittered" on views as in training.
-    """
-
-    group: str = "d4"
-    readout: str = "gram"
-    image_size: int | None = None
-    channels: int | None = None
-    width: int = 6
-    features: int = 32
-    dim: int = 128
-    fit: str = "resize"
-    background: float | str = "border"
-    scaling: Any = "dtype"
-    epochs: int = 10
-    max_minutes: float | None = None
-    batch_size: int = 256
-    learning_rate: float = 2e-3
-    consistency: float = 1.0
-    reconstruction: float = 0.5
-    patience: int = 3
-    held_out: float = 0.02
-    power: float = 0.25
-    seed: int = 0
-    device: str = "cpu"
-    bfloat16: bool = False
-    correlations: str = "all"
-    mixing: bool = True
-    padded: bool | None = None
-    views: str = "mild"
-    neighbours: float = 0.0
-    neighbours_from: float = 0.5
-    reconstructed: float = 1.0
-    orbits: str = "turned"
-    floor: float = FLOOR
-    name: str | None = None
-    description: str = ""
-    recommended: bool = False
 
 
 @dataclass(frozen=True)
@@ -132,33 +80,6 @@ def train(
     return card
 
 
-def fitted_to(images: Sequence[NDArray[Any]], config: TrainConfig) -> TrainConfig:
-    """The config with image size and channels from the data where they were left open."""
-    if len(images) < 32:
-        raise Refused(f"{len(images)} images are too few to train on; at least 32 are needed")
-    if config.channels is None:
-        counts = [channels_of(image) for image in images[:1000]]
-        config = replace(config, channels=max(set(counts), key=counts.count))
-    if config.image_size is None:
-        median = float(np.median([max(image.shape[:2]) for image in images]))
-        config = replace(config, image_size=fitting_size(median))
-    if config.channels is None or not 1 <= config.channels <= 8:
-        raise Refused(f"the images have {config.channels} channels; 1 to 8 are possible")
-    sides(config.image_size or 0)
-    return config
-
-
-def preprocess_spec(config: TrainConfig) -> PreprocessSpec:
-    """The preprocessing that the config asks for."""
-    return PreprocessSpec(
-        image_size=config.image_size or 28,
-        channels=config.channels or 1,
-        fit=config.fit,  # type: ignore[arg-type]
-        background=config.background,  # type: ignore[arg-type]
-        scaling=config.scaling,
-    )
-
-
 def as_inputs(images: Sequence[NDArray[Any]], spec: PreprocessSpec) -> Tensor:
     """All images as one (N, C, S, S) float16 tensor: half the memory, 11 bits of each pixel."""
     out = torch.empty(
@@ -167,32 +88,6 @@ def as_inputs(images: Sequence[NDArray[Any]], spec: PreprocessSpec) -> Tensor:
     for start in range(0, len(images), 1024):
         out[start : start + 1024] = preprocess(images[start : start + 1024], spec)
     return out
-
-
-def architecture(config: TrainConfig) -> AutoencoderConfig:
-    """The network that the config asks for."""
-    return AutoencoderConfig(
-        group=config.group,
-        image_size=config.image_size or 28,
-        channels=config.channels or 1,
-        width=config.width,
-        features=config.features,
-        readout=config.readout,
-        correlations=config.correlations,
-        mixing=config.mixing,
-        padded=config.padded is not False,
-    )
-
-
-def objective_of(config: TrainConfig) -> Objective:
-    """What the config asks to minimise."""
-    return Objective(
-        architecture(config),
-        (config.consistency, config.reconstruction),
-        reconstructed=config.reconstructed,
-        views=config.views,
-        bfloat16=config.bfloat16,
-    )
 
 
 OUTSIDE = 1e-3  # share of the squared contrast that may lie outside the inner circle, unpadded
@@ -340,136 +235,6 @@ def reconstruction_error(model: Autoencoder, pixels: Tensor, config: TrainConfig
     parts = [part.float().to(config.device) for part in pixels.split(BATCH)]
     squared = sum(float((model(x)[1] - x).square().sum()) for x in parts)
     return squared / pixels.numel() / max(float(pixels.float().var()), 1e-6)
-
-
-def finish(
-    model: Autoencoder,
-    spec: PreprocessSpec,
-    pixels: Tensor,
-    config: TrainConfig,
-    golden: list[NDArray[Any]],
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Round the weights as stored, fit projection and pose map, embed the golden images."""
-    model = rounded(model)
-    views, codes = free_turns(model, pixels[torch.randperm(len(pixels))[:6000]], config)
-    projection = fit_projection(views, config.dim, power=config.power, floor=config.floor)
-    pose = pose_map(codes)
-    described = {
-        "kind": "orbit-discriminant",
-        "dim": int(projection.matrix.shape[1]),
-        "power": config.power,
-        "floor": config.floor,
-        "orbits": config.orbits,
-    }
-    document = describe(model, spec, described)
-    embedder = Embedder(model, spec, projection, pose)
-    stored = {f"model.{name}": as_stored(name, value) for name, value in model.state_dict().items()}
-    stored |= {f"projection.{name}": value for name, value in projection.state_dict().items()}
-    stored |= {
-        "pose": pose,
-        "golden.images": square(golden),
-        "golden.embeddings": torch.from_numpy(embedder.embed(golden)),
-    }
-    return stored, document
-
-
-def square(golden: list[NDArray[Any]]) -> Tensor:
-    """Golden images as one tensor: cut about the centre to the smallest sides among them."""
-    height = min(image.shape[0] for image in golden)
-    width = min(image.shape[1] for image in golden)
-    return torch.from_numpy(np.stack([image[:height, :width] for image in golden]))
-
-
-def as_stored(name: str, value: Tensor) -> Tensor:
-    """Filters are stored in float16, statistics of the norms as they are."""
-    return value.half() if name.endswith("weight") and value.ndim > 1 else value
-
-
-def rounded(model: Autoencoder) -> Autoencoder:
-    """The model with the weights that will be stored."""
-    model.load_state_dict(
-        {name: as_stored(name, value).to(value.dtype) for name, value in model.state_dict().items()}
-    )
-    return model.eval()
-
-
-@torch.no_grad()
-def free_turns(
-    model: Autoencoder, pixels: Tensor, config: TrainConfig, copies: int = 4
-) -> tuple[Tensor, Tensor]:
-    """Readouts (N, copies, F) and codes (N * copies, order, m) of random free turns, or jittered
-    views, of the images.
-    """
-    read = readout(config.readout, model.group, model.attention, config.correlations)
-    jitter = JITTERS[config.views] if config.orbits == "jittered" else None
-    features, codes = [], []
-    for part in pixels.split(BATCH):
-        x = part.float()
-        turned = torch.stack([moved(x, model.group.mirrored, jitter) for _ in range(copies)], 1)
-        found = model.encoder(turned.flatten(0, 1))
-        features.append(read(found).unflatten(0, (len(x), copies)))
-        codes.append(found)
-    return torch.cat(features), torch.cat(codes)
-
-
-def moved(images: Tensor, mirrored: bool, jitter: Jitter | None) -> Tensor:
-    """Free turns of the images, with the jitter if there is one."""
-    if jitter is None:
-        return random_turns(images, mirrored)
-    return random_views(images, mirrored, jitter)
-
-
-def pose_map(codes: Tensor) -> Tensor:
-    """(m, 8): the principal directions of what varies along the group in codes (N, order, m)."""
-    varying = (codes - codes.mean(1, keepdim=True)).flatten(0, 1).double()
-    _, vectors = torch.linalg.eigh(varying.T @ varying)
-    found = vectors.flip(1)[:, :POSE_FEATURES].float()
-    return torch.nn.functional.pad(found, (0, POSE_FEATURES - found.shape[1]))
-
-
-def provenance(
-    config: TrainConfig, model: Autoencoder, record: dict[str, Any], count: int, source: str
-) -> dict[str, Any]:
-    """What a reader of the checkpoint needs to know of its making."""
-    return {
-        "name": config.name,
-        "description": config.description,
-        "recommended": config.recommended,
-        "trained_on": source,
-        "num_train_images": count,
-        "recipe": asdict(config),
-        "num_parameters": parameters(model.encoder),
-        "versions": {"torch": torch.__version__.split("+")[0], "python": platform.python_version()},
-        **record,
-    }
-
-
-def gate(out: Path, held_out: list[NDArray[Any]]) -> dict[str, Any]:
-    """Load the file that was written, measure it on held-out images, and delete it if it does not
-    hold.
-
-    Raises TrainingError then.
-    """
-    embedder = Embedder.load(out)
-    found = audit(embedder, held_out)
-    if not found.invariance_error <= MAX_INVARIANCE_ERROR:
-        shutil.rmtree(out)
-        raise TrainingError(
-            f"the trained model's invariance error is {found.invariance_error:.1e}, at most "
-            f"{MAX_INVARIANCE_ERROR:.0e} is allowed; it was deleted: "
-            "train longer or with another seed"
-        )
-    document = checkpoint.read_card(out)
-    measured = {
-        "invariance_error": found.invariance_error,
-        "error_curve": found.curve,
-        "free_angle_rank1": found.free_angle_rank1,
-        "free_angle_rank1_num": found.free_angle_rank1_num,
-    }
-    document["card"] |= measured
-    checkpoint.write_card(out, document)
-    card: dict[str, Any] = document["card"] | {"model_id": document["model_id"]}
-    return card
 
 
 __all__ = ["EpochReport", "TrainConfig", "train"]

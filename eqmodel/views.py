@@ -59,7 +59,9 @@ def random_views(images: Tensor, mirrored: bool, jitter: Jitter = MILD) -> Tenso
     content = restroked(images - background, jitter.stroke)
     grid = F.affine_grid(matrices, list(images.shape), align_corners=False)
     if jitter.elastic:
-        field = F.interpolate(jitter.elastic * noise(images, 2, 4, 4), images.shape[-2:], mode="bicubic")
+        field = F.interpolate(
+            jitter.elastic * noise(images, 2, 4, 4), images.shape[-2:], mode="bicubic"
+        )
         grid = grid + field.permute(0, 2, 3, 1)
     moved = F.grid_sample(content, grid, padding_mode="zeros", align_corners=False)
     gain = 1.0 + jitter.contrast * noise(images, 1, 1, 1)

@@ -46,14 +46,20 @@ class TrainFlags:
     patience: Annotated[
         int, typer.Option(min=1, help="epochs without a better held-out error before it stops")
     ] = 3
-    batch_size: Annotated[int, typer.Option(min=2, help="images per step")] = 256
+    batch_size: Annotated[int, typer.Option(min=2, help="images per step")] = 128
     learning_rate: Annotated[float, typer.Option(help="of the first steps")] = 2e-3
     consistency: Annotated[
         float, typer.Option(min=0.0, help="weight of: turned views get one embedding")
     ] = 1.0
     reconstruction: Annotated[
         float, typer.Option(min=0.0, help="weight of: the image can be drawn from its code")
-    ] = 0.5
+    ] = 0.25
+    views: Annotated[
+        str, typer.Option(help="how much the turned views differ in shape and stroke: strong, mild")
+    ] = "strong"
+    images_seen: Annotated[
+        int | None, typer.Option(min=1, help="images shown in all; sets the epochs")
+    ] = None
     bfloat16: Annotated[
         bool, typer.Option("--bfloat16", help="train in bfloat16; the checkpoint is float32")
     ] = False

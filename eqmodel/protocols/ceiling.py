@@ -18,20 +18,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from eqmodel.autoencoder import Autoencoder
+from eqmodel.objective import Trunk
 from eqmodel.preprocess import PreprocessSpec, preprocess
 from eqmodel.protocols.draws import Labelled
-from eqmodel.readouts import readout
 from eqmodel.resume import TrainingState
-from eqmodel.training import (
-    TrainConfig,
-    architecture,
-    as_inputs,
-    batches,
-    fitted_to,
-    preprocess_spec,
-    schedule,
-)
-from eqmodel.views import random_views
+from eqmodel.settings import TrainConfig, architecture, fitted_to, preprocess_spec
+from eqmodel.training import as_inputs, batches, schedule
+from eqmodel.views import JITTERS, random_views
 
 HIDDEN = 128
 Report = Callable[[float, str], None]
@@ -43,9 +36,9 @@ class Classifier(nn.Module):
     def __init__(self, config: TrainConfig, num_classes: int) -> None:
         super().__init__()
         self.config = config
-        model = Autoencoder(architecture(config))
-        self.group, self.encoder = model.group, model.encoder
-        self.read = readout("gram" if config.readout == "attention" else config.readout, self.group)
+        readout = "gram" if config.readout == "attention" else config.readout
+        self.trunk = Trunk(Autoencoder(architecture(replace(config, readout=readout))))
+        self.group, self.read = self.trunk.group, self.trunk.read()
         with torch.no_grad():
             wide = self.read(torch.zeros(1, self.group.order, config.features)).shape[1]
         self.norm = nn.BatchNorm1d(wide, affine=False)
@@ -56,7 +49,7 @@ class Classifier(nn.Module):
         with torch.autocast(
             images.device.type, torch.bfloat16, enabled=self.config.bfloat16 and self.training
         ):
-            codes = self.encoder(images)
+            codes = self.trunk.encode(images)
         features = self.read(codes.float())
         return F.relu(self.hidden(self.norm(features / torch.sqrt(features.abs() + 1e-3))))
 
@@ -129,7 +122,7 @@ def step(
     model: Classifier, optimiser: torch.optim.Optimizer, images: Tensor, wanted: Tensor
 ) -> float:
     """One step of gradient descent on the cross-entropy; returns it."""
-    views = random_views(images, model.group.mirrored)
+    views = random_views(images, model.group.mirrored, JITTERS[model.config.views])
     loss = F.cross_entropy(model.last(model(views)), wanted)
     optimiser.zero_grad(set_to_none=True)
     loss.backward()

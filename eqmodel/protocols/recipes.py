@@ -6,7 +6,8 @@ at most 10 minutes of training on two cores, so that all of a seed stays within 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from eqmodel.errors import Refused
@@ -18,13 +19,13 @@ from eqmodel.training import TrainConfig
 class Recipe:
     """How one row of a table is made. ``config`` None: the pixels themselves, nothing is trained.
 
-    unmirrored: the group on protocols without mirrors; None: the config's group on all.
+    unmirrored: what is set otherwise on protocols without mirrors.
     """
 
     name: str
     description: str
     config: TrainConfig | None
-    unmirrored: str | None = None
+    unmirrored: Mapping[str, Any] = field(default_factory=dict)
 
     def config_for(
         self,
@@ -38,8 +39,8 @@ class Recipe:
         if self.config is None:
             return None
         config = self.config
-        if self.unmirrored is not None and not protocol.mirrored:
-            config = replace(config, group=self.unmirrored)
+        if not protocol.mirrored:
+            config = replace(config, **self.unmirrored)
         if max_minutes is not None:
             limit = min(max_minutes, config.max_minutes or max_minutes)
             config = replace(config, max_minutes=limit)
@@ -48,7 +49,16 @@ class Recipe:
 
 
 PUBLISHED = TrainConfig(
-    consistency=0.0, reconstruction=1.0, epochs=30, max_minutes=10.0, patience=30, bfloat16=True
+    consistency=0.0,
+    reconstruction=1.0,
+    reconstructed=1.0,
+    views="mild",
+    correlations="all",
+    mixing=True,
+    images_seen=120_000,
+    max_minutes=10.0,
+    patience=1000,
+    bfloat16=True,
 )
 
 
@@ -77,9 +87,18 @@ RECIPES = {
         published("gram-d12", "Gram pooling of the D12 code", "d12", "gram"),
         Recipe(
             "recommended",
-            "Gram pooling with orbit consistency beside reconstruction",
-            TrainConfig(bfloat16=True),
-            unmirrored="c4",
+            "D12 (C12 without mirrors) by unmixed copies, Gram pooling, orbit consistency under "
+            "strong views beside a light reconstruction",
+            TrainConfig(
+                group="d12",
+                orbits="jittered",
+                power=0.5,
+                floor=1e-3,
+                images_seen=600_000,
+                patience=1000,
+                bfloat16=True,
+            ),
+            unmirrored={"group": "c12", "width": 12, "features": 48},
         ),
     )
 }

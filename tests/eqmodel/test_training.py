@@ -7,10 +7,19 @@ import numpy as np
 import pytest
 import torch
 
-import eqmodel.training as training
+import eqmodel.finishing as finishing
 from eqmodel import Embedder
+from eqmodel.autoencoder import Autoencoder, AutoencoderConfig
+from eqmodel.copies import split
+from eqmodel.equivariance import relative_error
 from eqmodel.errors import Refused, SizeError, TrainingError
-from eqmodel.training import EpochReport, TrainConfig, train
+from eqmodel.groups import group
+from eqmodel.losses import CONSISTENCY_LOSSES
+from eqmodel.neighbours import nearest_neighbours
+from eqmodel.objective import Trunk
+from eqmodel.settings import TrainConfig, objective_of
+from eqmodel.training import EpochReport, fills_corners, partners, train
+from eqmodel.views import JITTERS, MILD, random_views
 
 SMALL = TrainConfig(width=2, features=6, dim=8, epochs=2, batch_size=64)
 
@@ -85,7 +94,7 @@ def test_early_stop_on_held_out_reconstruction(clothes: list[np.ndarray], tmp_pa
 def test_a_model_that_does_not_hold_is_deleted(
     clothes: list[np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "MAX_INVARIANCE_ERROR", 1e-12)
+    monkeypatch.setattr(finishing, "MAX_INVARIANCE_ERROR", 1e-12)
     with pytest.raises(TrainingError, match=r"invariance error is .* it was deleted"):
         train(clothes[:300], tmp_path / "m", replace(SMALL, epochs=1))
     assert not (tmp_path / "m").exists()
@@ -108,3 +117,96 @@ def test_what_cannot_be_trained_is_refused(clothes: list[np.ndarray], tmp_path: 
         train(clothes[:50], tmp_path / "m", replace(SMALL, image_size=30))
     with pytest.raises(Refused, match="9 channels"):
         train([np.zeros((28, 28, 9), np.uint8)] * 40, tmp_path / "m", SMALL)
+
+
+def test_images_seen_sets_the_epochs(clothes: list[np.ndarray], tmp_path: Path) -> None:
+    card = train(clothes[:100], tmp_path / "m", replace(SMALL, images_seen=310, patience=10))
+    assert card["epochs"] == 3
+
+
+def test_the_trunk_of_unmixed_copies_is_the_network_of_one_copy() -> None:
+    model = Autoencoder(AutoencoderConfig(group="d12", width=2, features=5, mixing=False)).eval()
+    trunk, images = Trunk(model).eval(), torch.rand(3, 1, 28, 28)
+    assert trunk.group == group("d4")
+    codes = split(model.encoder(images), model.group)
+    assert relative_error(trunk.encode(images), codes[:, 0]).max() < 1e-5
+    assert trunk.decode(trunk.encode(images))[0].shape == images.shape
+    attention = AutoencoderConfig(group="d12", width=2, mixing=False, readout="attention")
+    with pytest.raises(Refused, match="needs turned copies that are mixed"):
+        Trunk(Autoencoder(attention))
+
+
+def test_neighbours_are_others_of_the_same_kind() -> None:
+    torch.manual_seed(0)
+    config = AutoencoderConfig(group="d4", width=4, features=8)
+    bars, disc = torch.zeros(1, 28, 28), torch.zeros(1, 28, 28)
+    bars[:, 8:20, 12:16] = 1.0
+    axis = torch.arange(28.0) - 13.5
+    disc[0, axis[:, None] ** 2 + axis[None, :] ** 2 < 64] = 1.0
+    images = torch.cat([bars.repeat(20, 1, 1), disc.repeat(20, 1, 1)])[:, None]
+    images = random_views(images, True, MILD)
+    trunk = Trunk(Autoencoder(config))
+    found = nearest_neighbours(trunk, images, MILD, dim=8)
+    assert trunk.training
+    assert found.shape == (40, 5)
+    assert not (found == torch.arange(40)[:, None]).any()
+    assert ((found < 20) == (torch.arange(40) < 20)[:, None]).float().mean() > 0.9
+    own = partners(torch.arange(40), found, 0.0)
+    assert torch.equal(own, torch.arange(40))
+    others = partners(torch.arange(40), found, 1.0)
+    assert (others[:, None] == found).any(1).all()
+
+
+def test_neighbours_are_kept_over_a_stop(clothes: list[np.ndarray], tmp_path: Path) -> None:
+    config = replace(SMALL, epochs=4, neighbours=0.5, neighbours_from=0.25, patience=10)
+
+    def stop(report: EpochReport) -> None:
+        if report.epoch == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(clothes[:200], tmp_path / "a", config, progress=stop)
+    train(clothes[:200], tmp_path / "a", config)
+    train(clothes[:200], tmp_path / "b", config)
+    a, b = Embedder.load(tmp_path / "a"), Embedder.load(tmp_path / "b")
+    assert torch.equal(a.frozen.get_buffer("weight0"), b.frozen.get_buffer("weight0"))
+
+
+def test_what_lies_outside_the_inner_circle_decides_on_padding() -> None:
+    axis = torch.arange(28.0) - 13.5
+    radius = (axis[:, None] ** 2 + axis[None, :] ** 2).sqrt()
+    inside = (radius < 10).float().expand(4, 1, 28, 28)
+    corner = inside.clone()
+    corner[..., 1:4, 1:4] = 1.0
+    assert not fills_corners(inside)
+    assert not fills_corners(inside * 0.5 + 0.5)
+    assert fills_corners(corner)
+
+
+@pytest.mark.parametrize("loss", sorted(CONSISTENCY_LOSSES))
+def test_consistency_prefers_views_that_agree_and_punishes_collapse(loss: str) -> None:
+    torch.manual_seed(1)
+    function, dim = CONSISTENCY_LOSSES[loss]
+    one, noise = torch.randn(64, dim), torch.randn(64, dim)
+    agreeing = function(one, one + 0.1 * noise)
+    assert agreeing < 0.8 * function(one, noise)
+    assert agreeing < 0.8 * function(one * 0 + 1e-3 * noise, one * 0 + 1e-3 * noise.flip(0))
+
+
+def test_unknown_views_and_losses_are_refused() -> None:
+    with pytest.raises(Refused, match="'wild' are no views; use mild or strong"):
+        objective_of(replace(SMALL, views="wild"))
+    with pytest.raises(Refused, match="'hinge' is no consistency loss"):
+        objective_of(replace(SMALL, consistency_loss="hinge"))
+
+
+@pytest.mark.parametrize("name", sorted(JITTERS))
+def test_views_keep_shape_and_background(name: str) -> None:
+    torch.manual_seed(2)
+    images = torch.full((16, 2, 32, 32), 0.25)
+    images[:, :, 12:20, 10:22] = 0.75
+    views = random_views(images, True, JITTERS[name])
+    assert views.shape == images.shape
+    assert torch.allclose(views[:, :, 0, 0], torch.full((16, 2), 0.25), atol=1e-5)
+    assert (views - images).abs().amax((1, 2, 3)).min() > 0.05
+    assert not torch.allclose(views[0], views[1])

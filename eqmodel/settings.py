@@ -1,0 +1,123 @@
+"""What a training is told, and what follows from it: preprocessing, network and loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eqmodel.autoencoder import AutoencoderConfig, fitting_size, sides
+from eqmodel.errors import Refused
+from eqmodel.objective import Objective
+from eqmodel.preprocess import PreprocessSpec, channels_of
+from eqmodel.projection import FLOOR
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What a training uses. ``image_size`` and ``channels`` None: taken from the images.
+
+    images_seen: how many images the training shows in all, whatever the size of the collection; it
+    sets the epochs. correlations, mixing, padded: as in AutoencoderConfig; padded None: decided by
+    what the images show outside their inner circle. views: how much the two views of an image
+    differ (JITTERS). reconstructed: the share of each batch that is decoded. neighbours: the share
+    of images that are paired with a neighbour in place of themselves, from the share
+    ``neighbours_from`` of the training on. power, floor, orbits: of the projection; orbits "turned"
+    fits it on free turns of the images, "jittered" on views as in training.
+    """
+
+    group: str = "d4"
+    readout: str = "gram"
+    image_size: int | None = None
+    channels: int | None = None
+    width: int = 6
+    features: int = 32
+    dim: int = 128
+    fit: str = "resize"
+    background: float | str = "border"
+    scaling: Any = "dtype"
+    epochs: int = 10
+    images_seen: int | None = None
+    max_minutes: float | None = None
+    batch_size: int = 128
+    learning_rate: float = 2e-3
+    consistency: float = 1.0
+    consistency_loss: str = "contrast"
+    reconstruction: float = 0.25
+    patience: int = 3
+    held_out: float = 0.02
+    power: float = 0.25
+    seed: int = 0
+    device: str = "cpu"
+    bfloat16: bool = False
+    correlations: str = "quarter"
+    mixing: bool = False
+    padded: bool | None = None
+    views: str = "strong"
+    neighbours: float = 0.0
+    neighbours_from: float = 0.5
+    reconstructed: float = 0.5
+    orbits: str = "turned"
+    floor: float = FLOOR
+    name: str | None = None
+    description: str = ""
+    recommended: bool = False
+
+
+def fitted_to(images: Sequence[NDArray[Any]], config: TrainConfig) -> TrainConfig:
+    """The config with image size and channels from the data where they were left open."""
+    if len(images) < 32:
+        raise Refused(f"{len(images)} images are too few to train on; at least 32 are needed")
+    if config.channels is None:
+        counts = [channels_of(image) for image in images[:1000]]
+        config = replace(config, channels=max(set(counts), key=counts.count))
+    if config.image_size is None:
+        median = float(np.median([max(image.shape[:2]) for image in images]))
+        config = replace(config, image_size=fitting_size(median))
+    if config.images_seen is not None:
+        config = replace(config, epochs=max(1, round(config.images_seen / len(images))))
+    if config.channels is None or not 1 <= config.channels <= 8:
+        raise Refused(f"the images have {config.channels} channels; 1 to 8 are possible")
+    sides(config.image_size or 0)
+    return config
+
+
+def preprocess_spec(config: TrainConfig) -> PreprocessSpec:
+    """The preprocessing that the config asks for."""
+    return PreprocessSpec(
+        image_size=config.image_size or 28,
+        channels=config.channels or 1,
+        fit=config.fit,  # type: ignore[arg-type]
+        background=config.background,  # type: ignore[arg-type]
+        scaling=config.scaling,
+    )
+
+
+def architecture(config: TrainConfig) -> AutoencoderConfig:
+    """The network that the config asks for."""
+    return AutoencoderConfig(
+        group=config.group,
+        image_size=config.image_size or 28,
+        channels=config.channels or 1,
+        width=config.width,
+        features=config.features,
+        readout=config.readout,
+        correlations=config.correlations,
+        mixing=config.mixing or config.readout == "attention",  # which weighs all copies at once
+        padded=config.padded is not False,
+    )
+
+
+def objective_of(config: TrainConfig) -> Objective:
+    """What the config asks to minimise."""
+    return Objective(
+        architecture(config),
+        (config.consistency, config.reconstruction),
+        reconstructed=config.reconstructed,
+        views=config.views,
+        loss=config.consistency_loss,
+        bfloat16=config.bfloat16,
+    )
