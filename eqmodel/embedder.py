@@ -53,7 +53,7 @@ class Embedder:
         self.group: FiniteGroup = model.group
         self.frozen = frozen(model.encoder)
         self.device = "cpu"
-        self.dim = int(projection.matrix.shape[1])
+        self.dim = projection.dim
         self.image_size, self.channels = spec.image_size, spec.channels
         self.readout = model.config.readout
         self.precision = "float32"
@@ -151,6 +151,13 @@ class Embedder:
         out: Tensor = self.projection(self.readout_of(codes))
         return out
 
+    @torch.inference_mode()
+    def coordinates(self, batch: Tensor) -> Tensor:
+        """(B, C, S, S) -> (B, K) float64: the projection's coordinates, before head and norm."""
+        return self.projection.coordinates(
+            self.readout_of(self.frozen(batch.to(self.device)))
+        ).cpu()
+
     def readout_of(self, codes: Tensor) -> Tensor:
         """Codes (B, order, m) -> invariant features (B, F) float64, before the projection."""
         return self._readout(codes.double())
@@ -205,7 +212,8 @@ def assemble(
         }
     )
     fitted = under(tensors, "projection.")
-    projection = Projection(len(fitted["keep"]), document["projection"]["dim"])
+    shape = document["projection"]
+    projection = Projection(len(fitted["keep"]), shape["coordinates"], shape["dim"], shape["kinds"])
     projection.load_state_dict(fitted)
     if tensors["pose"].shape != (config.features, POSE_FEATURES):
         raise CheckpointError("the checkpoint's map to pose codes does not fit its architecture")

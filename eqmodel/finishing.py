@@ -14,17 +14,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from eqmodel import checkpoint
+from eqmodel.actions import turn
 from eqmodel.auditing import audit
 from eqmodel.autoencoder import Autoencoder, parameters
 from eqmodel.embedder import BATCH, POSE_FEATURES, Embedder, describe
-from eqmodel.errors import TrainingError
+from eqmodel.errors import Refused, TrainingError
+from eqmodel.kinds import FEWEST, fit_kinds
 from eqmodel.preprocess import PreprocessSpec
-from eqmodel.projection import fit_projection
+from eqmodel.projection import Projection, fit_projection, kinds_of, with_kinds
 from eqmodel.readouts import readout
 from eqmodel.settings import TrainConfig
 from eqmodel.views import JITTERS, Jitter, random_turns, random_views
 
 MAX_INVARIANCE_ERROR = 1e-5
+COORDINATES = 256  # of the projection, before it is cut to an embedding
+KINDS_FITTED_ON = 12_000  # images, at most, that the head for kinds is trained on
+ORBITS = ("none", "turned", "jittered")
+MAX_FLOOR = 1e-2  # the projection's floor is raised up to here where rounding asks for it
 
 
 def finish(
@@ -32,22 +38,29 @@ def finish(
     spec: PreprocessSpec,
     pixels: Tensor,
     config: TrainConfig,
-    golden: list[NDArray[Any]],
+    held_out: list[NDArray[Any]],
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Round the weights as stored, fit projection and pose map, embed the golden images."""
-    model = rounded(model)
+    model, golden = rounded(model), held_out[:8]
     views, codes = free_turns(model, pixels[torch.randperm(len(pixels))[:6000]], config)
-    projection = fit_projection(views, config.dim, power=config.power, floor=config.floor)
-    pose = pose_map(codes)
+    pose, floor = pose_map(codes), config.floor
+    while True:
+        projection = fit_projection(views, COORDINATES, power=config.power, floor=floor)
+        projection = with_head(projection, model, spec, pose, pixels, config)
+        embedder = Embedder(model, spec, projection, pose)
+        if rounding_error(embedder, held_out) <= MAX_INVARIANCE_ERROR / 4 or floor >= MAX_FLOOR:
+            break
+        floor *= 10.0
     described = {
         "kind": "orbit-discriminant",
-        "dim": int(projection.matrix.shape[1]),
+        "dim": projection.dim,
+        "coordinates": int(projection.matrix.shape[1]),
+        "kinds": projection.kinds,
         "power": config.power,
-        "floor": config.floor,
+        "floor": floor,
         "orbits": config.orbits,
     }
     document = describe(model, spec, described)
-    embedder = Embedder(model, spec, projection, pose)
     stored = {f"model.{name}": as_stored(name, value) for name, value in model.state_dict().items()}
     stored |= {f"projection.{name}": value for name, value in projection.state_dict().items()}
     stored |= {
@@ -56,6 +69,37 @@ def finish(
         "golden.embeddings": torch.from_numpy(embedder.embed(golden)),
     }
     return stored, document
+
+
+def with_head(
+    projection: Projection,
+    model: Autoencoder,
+    spec: PreprocessSpec,
+    pose: Tensor,
+    pixels: Tensor,
+    config: TrainConfig,
+) -> Projection:
+    """The projection cut to the dimension asked for, with a head for kinds where it is to have
+    one and there are images enough to find neighbours.
+    """
+    count = min(len(pixels), KINDS_FITTED_ON)
+    if not config.kinds or count < FEWEST:
+        return projection.first(config.dim)
+    embedder = Embedder(model, spec, projection, pose)
+    some = pixels[torch.randperm(len(pixels))[:count]]
+    parts = [embedder.coordinates(part.float()) for part in some.split(BATCH)]
+    head = fit_kinds(torch.cat(parts).float(), kinds_of(config.dim))
+    return with_kinds(projection, head, config.dim, config.kinds)
+
+
+def rounding_error(embedder: Embedder, images: list[NDArray[Any]]) -> float:
+    """Largest distance between the embeddings of images and of their exact turns and mirrors."""
+    original, group = embedder.embed(images), embedder.group
+    turned = [
+        embedder.embed([turn(image, group.elements[g], group.n) for image in images])
+        for g in group.exact
+    ]
+    return max(float(np.linalg.norm(found - original, axis=1).max()) for found in turned)
 
 
 def square(golden: list[NDArray[Any]]) -> Tensor:
@@ -83,22 +127,29 @@ def free_turns(
     model: Autoencoder, pixels: Tensor, config: TrainConfig, copies: int = 4
 ) -> tuple[Tensor, Tensor]:
     """Readouts (N, copies, F) and codes (N * copies, order, m) of random free turns, or jittered
-    views, of the images.
+    views, of the images; with orbits "none" of the images alone, N of one copy each.
     """
+    if config.orbits not in ORBITS:
+        raise Refused(f"'{config.orbits}' are no orbits; use one of {', '.join(ORBITS)}")
+    copies = 1 if config.orbits == "none" else copies
     read = readout(config.readout, model.group, model.attention, config.correlations)
     jitter = JITTERS[config.views] if config.orbits == "jittered" else None
     features, codes = [], []
     for part in pixels.split(BATCH):
         x = part.float()
-        turned = torch.stack([moved(x, model.group.mirrored, jitter) for _ in range(copies)], 1)
+        turned = torch.stack(
+            [moved(x, model.group.mirrored, jitter, config.orbits) for _ in range(copies)], 1
+        )
         found = model.encoder(turned.flatten(0, 1))
         features.append(read(found).unflatten(0, (len(x), copies)))
         codes.append(found)
     return torch.cat(features), torch.cat(codes)
 
 
-def moved(images: Tensor, mirrored: bool, jitter: Jitter | None) -> Tensor:
-    """Free turns of the images, with the jitter if there is one."""
+def moved(images: Tensor, mirrored: bool, jitter: Jitter | None, orbits: str) -> Tensor:
+    """Free turns of the images, with the jitter if there is one; or the images."""
+    if orbits == "none":
+        return images
     if jitter is None:
         return random_turns(images, mirrored)
     return random_views(images, mirrored, jitter)

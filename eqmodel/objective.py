@@ -57,7 +57,7 @@ class Trunk(nn.Module):
 
 
 class Objective(nn.Module):
-    """A batch of images, and one of their partners -> the loss."""
+    """A batch of images -> two random views of each -> the loss."""
 
     def __init__(
         self,
@@ -89,12 +89,12 @@ class Objective(nn.Module):
     def model(self) -> Autoencoder:
         return self.trunk.model
 
-    def forward(self, images: Tensor, partners: Tensor) -> Tensor:
-        """(B, C, S, S) each -> a scalar; partners are the same images, or neighbours of them."""
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, S, S) -> a scalar."""
         mirrored = self.model.group.mirrored
         views = [random_views(images, mirrored, self.jitter)]
         if self.consistency is not None:
-            views.append(random_views(partners, mirrored, self.jitter))
+            views.append(random_views(images, mirrored, self.jitter))
         drawn = max(1, round(self.reconstructed * len(images)))
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.reduced):
             codes = self.trunk.encode(torch.cat(views))

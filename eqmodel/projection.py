@@ -7,7 +7,10 @@ float64, the root is smooth at 0, dead coordinates are dropped and eigenvalues h
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from eqmodel.kinds import KindsHead
 
 # Added to the scatter within orbits, as a share of the largest eigenvalue of all scatter. Measured
 # on a d4 model trained for 4 minutes, power 0.25, 2,000 test images each of Fashion-MNIST and
@@ -20,29 +23,69 @@ DEAD = 1e-4  # coordinates with a smaller share of the largest standard deviatio
 class Projection(nn.Module):
     """Features (B, F) -> embeddings (B, d), L2-normalised.
 
-    root x / sqrt(|x| + eps_j), standardise, linear map, normalise.
+    root x / sqrt(|x| + eps_j), standardise, linear map to coordinates. The first of them,
+    normalised, tell images apart; a head on all of them gathers kinds (kinds.py). Of the squared
+    norm the head has the share ``kinds``; 0: there is none.
     """
 
     keep: Tensor  # (F',) int32: coordinates that are alive
     eps: Tensor  # (F',)
     mean: Tensor  # (F',)
     scale: Tensor  # (F',)
-    matrix: Tensor  # (F', d) float16, evaluated as stored
+    matrix: Tensor  # (F', K) float16, evaluated as stored
 
-    def __init__(self, kept: int, dim: int) -> None:
+    def __init__(self, kept: int, coordinates: int, dim: int, kinds: float = 0.0) -> None:
         super().__init__()
+        self.kinds = kinds
+        self.head = KindsHead(coordinates, kinds_of(dim)) if kinds else None
+        self.linear = min(dim - (kinds_of(dim) if kinds else 0), coordinates)
         self.register_buffer("keep", torch.zeros(kept, dtype=torch.int32))
         for name in ("eps", "mean", "scale"):
             self.register_buffer(name, torch.zeros(kept))
-        self.register_buffer("matrix", torch.zeros(kept, dim, dtype=torch.float16))
+        self.register_buffer("matrix", torch.zeros(kept, coordinates, dtype=torch.float16))
+
+    @property
+    def dim(self) -> int:
+        """Length d of an embedding."""
+        return self.linear + (self.head.dim if self.head is not None else 0)
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, F) any float type -> (B, d) float64."""
+        found = self.coordinates(features)
+        apart: Tensor = F.normalize(found[:, : self.linear], dim=1, eps=1e-30)
+        if self.head is None:
+            return apart
+        gathered = self.head(found)
+        return torch.cat([(1.0 - self.kinds) ** 0.5 * apart, self.kinds**0.5 * gathered], 1)
+
+    def first(self, dim: int) -> Projection:
+        """The projection with its first ``dim`` coordinates alone."""
+        columns = self.matrix[:, :dim]
+        cut = Projection(len(columns), columns.shape[1], columns.shape[1])
+        kept = {name: value for name, value in self.state_dict().items() if "head" not in name}
+        cut.load_state_dict(kept | {"matrix": columns.contiguous()})
+        return cut
+
+    def coordinates(self, features: Tensor) -> Tensor:
+        """(B, F) -> (B, K) float64: what lies between the readout and the embedding."""
         kept = features.double()[:, self.keep.long()]
         standard = (root(kept, self.eps.double()) - self.mean.double()) / self.scale.double()
-        projected: Tensor = standard @ self.matrix.double()
-        norm: Tensor = projected.norm(dim=1, keepdim=True)
-        return projected / norm.clamp_min(1e-30)
+        found: Tensor = standard @ self.matrix.double()
+        return found
+
+
+def kinds_of(dim: int) -> int:
+    """How many of ``dim`` values the head for kinds has: a quarter."""
+    return max(dim // 4, 1)
+
+
+def with_kinds(linear: Projection, head: KindsHead, dim: int, kinds: float) -> Projection:
+    """A fitted projection with a head beside it, ``dim`` values in all."""
+    kept, coordinates = linear.matrix.shape
+    whole = Projection(kept, coordinates, dim, kinds)
+    whole.load_state_dict(linear.state_dict(), strict=False)
+    whole.head = head
+    return whole
 
 
 def root(x: Tensor, eps: Tensor) -> Tensor:
@@ -51,7 +94,12 @@ def root(x: Tensor, eps: Tensor) -> Tensor:
 
 
 def fit_projection(
-    views: Tensor, dim: int, *, power: float = 0.25, floor: float = FLOOR, intermediate: int = 512
+    views: Tensor,
+    coordinates: int,
+    *,
+    power: float = 0.25,
+    floor: float = FLOOR,
+    intermediate: int = 512,
 ) -> Projection:
     """Fit on features (N, views, F) of ``views`` free turns of each of N images.
 
@@ -59,7 +107,8 @@ def fit_projection(
     weighted by how much an image's own turned copies scatter (within) against how much images
     differ (between): the linear discriminant of Fisher with orbits as classes, which needs no
     label. Component j, with ratio r_j of between to within, is scaled to standard deviation r_j **
-    ((1 - power) / 2): power 1 whitens fully.
+    ((1 - power) / 2): power 1 whitens fully. The projection has ``coordinates`` of them, in that
+    order, and no head.
     """
     count, copies, _ = views.shape
     flat = views.flatten(0, 1)
@@ -74,8 +123,8 @@ def fit_projection(
     _, _, basis = torch.svd_lowrank(flat, q=components, niter=3)
     orbits = (flat @ basis).unflatten(0, (count, copies)).double()
     within, between = scatter(orbits, floor)
-    matrix = discriminant(within, between, min(dim, components), power)
-    fitted = Projection(len(keep), matrix.shape[1])
+    matrix = discriminant(within, between, min(coordinates, components), power)
+    fitted = Projection(len(keep), matrix.shape[1], matrix.shape[1])
     fitted.keep.copy_(keep)
     fitted.eps.copy_(eps)
     fitted.mean.copy_(mean)

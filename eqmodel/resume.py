@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 STATE, PROGRESS = "state.safetensors", "progress.json"
 
@@ -19,8 +18,7 @@ STATE, PROGRESS = "state.safetensors", "progress.json"
 class TrainingState:
     """Where a training stands.
 
-    history: the held-out reconstruction error of every epoch. neighbours (N, k): of each training
-    image, as found before epoch ``mined_at``.
+    history: the held-out reconstruction error of every epoch.
     """
 
     folder: Path
@@ -31,8 +29,6 @@ class TrainingState:
     elapsed_s: float = 0.0
     finished: bool = False
     history: list[float] = field(default_factory=list)
-    neighbours: Tensor | None = None
-    mined_at: int = 0
 
     @classmethod
     def open(
@@ -77,8 +73,6 @@ class TrainingState:
         for index, values in self.optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{index}.{k}": torch.as_tensor(v) for k, v in values.items()}
         tensors["random"] = torch.get_rng_state()
-        if self.neighbours is not None:
-            tensors["neighbours"] = self.neighbours
         name = f"{time.time_ns()}.{STATE}"
         save_file(tensors, self.folder / name)
         progress = {
@@ -87,7 +81,6 @@ class TrainingState:
             "elapsed_s": self.elapsed_s,
             "finished": self.finished,
             "history": self.history,
-            "mined_at": self.mined_at,
             "tensors": name,
         }
         temporary = self.folder / f".{PROGRESS}"
@@ -114,6 +107,5 @@ class TrainingState:
                 state["state"].setdefault(int(index), {})[key] = value
         self.optimiser.load_state_dict(state)
         torch.set_rng_state(tensors["random"])
-        self.neighbours = tensors.get("neighbours")
         for key, value in saved.items():
             setattr(self, key, value)

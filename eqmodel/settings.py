@@ -23,10 +23,11 @@ class TrainConfig:
     images_seen: how many images the training shows in all, whatever the size of the collection; it
     sets the epochs. correlations, mixing, padded: as in AutoencoderConfig; padded None: decided by
     what the images show outside their inner circle. views: how much the two views of an image
-    differ (JITTERS). reconstructed: the share of each batch that is decoded. neighbours: the share
-    of images that are paired with a neighbour in place of themselves, from the share
-    ``neighbours_from`` of the training on. power, floor, orbits: of the projection; orbits "turned"
-    fits it on free turns of the images, "jittered" on views as in training.
+    differ (JITTERS). reconstructed: the share of each batch that is decoded.
+    power, floor, orbits: of the projection; orbits "turned"
+    fits it on free turns of the images, "jittered" on views as in training, "none" on the images
+    alone: their principal components. kinds: the share of an
+    embedding's squared norm that gathers neighbours into kinds (kinds.py).
     """
 
     group: str = "d4"
@@ -57,11 +58,10 @@ class TrainConfig:
     mixing: bool = False
     padded: bool | None = None
     views: str = "strong"
-    neighbours: float = 0.0
-    neighbours_from: float = 0.5
     reconstructed: float = 0.5
     orbits: str = "turned"
     floor: float = FLOOR
+    kinds: float = 0.5
     name: str | None = None
     description: str = ""
     recommended: bool = False

@@ -24,7 +24,6 @@ from eqmodel.autoencoder import Autoencoder
 from eqmodel.embedder import BATCH
 from eqmodel.errors import TrainingError
 from eqmodel.finishing import finish, gate, provenance
-from eqmodel.neighbours import nearest_neighbours
 from eqmodel.objective import Objective
 from eqmodel.preprocess import PreprocessSpec, preprocess
 from eqmodel.resume import TrainingState
@@ -71,8 +70,8 @@ def train(
     held = min(max(int(len(pixels) * config.held_out), 8), 2000, len(pixels) // 2)
     held_out, train_on = order[:held], order[held:]
     model, record = fit(pixels, train_on, held_out, config, Path(f"{out}.training"), progress)
-    golden = [images[int(i)] for i in held_out[:8]]
-    embedder_tensors, document = finish(model, spec, pixels[train_on], config, golden)
+    unseen = [images[int(i)] for i in held_out[:64]]
+    embedder_tensors, document = finish(model, spec, pixels[train_on], config, unseen)
     document["card"] = provenance(config, model, record, len(train_on), source)
     checkpoint.save(out, embedder_tensors, document)
     card = gate(out, [images[int(i)] for i in held_out[:500]])
@@ -123,18 +122,14 @@ def fit(
     state = TrainingState.open(folder, objective, optimiser, asdict(config))
     while state.epoch < config.epochs and not state.finished:
         began, loss, seen = time.monotonic(), 0.0, 0
-        mine_if_due(state, objective, pixels, train_on, config)
         for batch in batches(len(train_on), config.batch_size):
             share = state.share(config, seen / len(train_on), time.monotonic() - began)
             if share >= 1.0:
                 break
             for settings in optimiser.param_groups:
                 settings["lr"] = config.learning_rate * schedule(share)
-            images, others = (
-                pixels[train_on[which]].float().to(config.device)
-                for which in (batch, partners(batch, state.neighbours, config.neighbours))
-            )
-            loss += step(objective, optimiser, images, others) * len(batch)
+            images = pixels[train_on[batch]].float().to(config.device)
+            loss += step(objective, optimiser, images) * len(batch)
             seen += len(batch)
         elapsed = time.monotonic() - began
         error = reconstruction_error(objective.model, pixels[held_out], config)
@@ -163,14 +158,12 @@ def fit(
     return objective.model.to("cpu"), record
 
 
-def step(
-    objective: Objective, optimiser: torch.optim.Optimizer, images: Tensor, partners: Tensor
-) -> float:
+def step(objective: Objective, optimiser: torch.optim.Optimizer, images: Tensor) -> float:
     """One step of gradient descent; returns the loss. Raises TrainingError when it is not
     finite.
     """
     objective.train()
-    loss = objective(images, partners)
+    loss = objective(images)
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(objective.parameters(), 5.0)
@@ -184,39 +177,6 @@ def step(
 def schedule(share: float) -> float:
     """Learning rate over the training: 5% of linear warm-up, then a half cosine."""
     return min(share / 0.05 + 0.02, 1.0) * 0.5 * (1.0 + float(np.cos(np.pi * share)))
-
-
-MINED_PER_TRAINING = 8  # neighbours are found anew after each eighth of the epochs
-
-
-def mine_if_due(
-    state: TrainingState,
-    objective: Objective,
-    pixels: Tensor,
-    train_on: Tensor,
-    config: TrainConfig,
-) -> None:
-    """Find the neighbours of the training images anew, when it is time for it."""
-    if not config.neighbours or state.share(config, 0.0, 0.0) < config.neighbours_from:
-        return
-    every = max(1, round(config.epochs / MINED_PER_TRAINING))
-    if state.neighbours is None or state.epoch >= state.mined_at + every:
-        state.neighbours = nearest_neighbours(
-            objective.trunk,
-            pixels[train_on],
-            objective.jitter,
-            dim=config.dim,
-            bfloat16=config.bfloat16,
-        )
-        state.mined_at = state.epoch
-
-
-def partners(batch: Tensor, neighbours: Tensor | None, share: float) -> Tensor:
-    """(B,) int64: each image's partner, itself or, with probability ``share``, a neighbour."""
-    if neighbours is None:
-        return batch
-    picked = neighbours[batch, torch.randint(neighbours.shape[1], (len(batch),))]
-    return torch.where(torch.rand(len(batch)) < share, picked, batch)
 
 
 def batches(count: int, size: int) -> Iterator[Tensor]:

@@ -14,12 +14,12 @@ from eqmodel.copies import split
 from eqmodel.equivariance import relative_error
 from eqmodel.errors import Refused, SizeError, TrainingError
 from eqmodel.groups import group
+from eqmodel.kinds import fit_kinds, neighbour_graph
 from eqmodel.losses import CONSISTENCY_LOSSES
-from eqmodel.neighbours import nearest_neighbours
 from eqmodel.objective import Trunk
 from eqmodel.settings import TrainConfig, objective_of
-from eqmodel.training import EpochReport, fills_corners, partners, train
-from eqmodel.views import JITTERS, MILD, random_views
+from eqmodel.training import EpochReport, fills_corners, train
+from eqmodel.views import JITTERS, random_views
 
 SMALL = TrainConfig(width=2, features=6, dim=8, epochs=2, batch_size=64)
 
@@ -136,42 +136,6 @@ def test_the_trunk_of_unmixed_copies_is_the_network_of_one_copy() -> None:
         Trunk(Autoencoder(attention))
 
 
-def test_neighbours_are_others_of_the_same_kind() -> None:
-    torch.manual_seed(0)
-    config = AutoencoderConfig(group="d4", width=4, features=8)
-    bars, disc = torch.zeros(1, 28, 28), torch.zeros(1, 28, 28)
-    bars[:, 8:20, 12:16] = 1.0
-    axis = torch.arange(28.0) - 13.5
-    disc[0, axis[:, None] ** 2 + axis[None, :] ** 2 < 64] = 1.0
-    images = torch.cat([bars.repeat(20, 1, 1), disc.repeat(20, 1, 1)])[:, None]
-    images = random_views(images, True, MILD)
-    trunk = Trunk(Autoencoder(config))
-    found = nearest_neighbours(trunk, images, MILD, dim=8)
-    assert trunk.training
-    assert found.shape == (40, 5)
-    assert not (found == torch.arange(40)[:, None]).any()
-    assert ((found < 20) == (torch.arange(40) < 20)[:, None]).float().mean() > 0.9
-    own = partners(torch.arange(40), found, 0.0)
-    assert torch.equal(own, torch.arange(40))
-    others = partners(torch.arange(40), found, 1.0)
-    assert (others[:, None] == found).any(1).all()
-
-
-def test_neighbours_are_kept_over_a_stop(clothes: list[np.ndarray], tmp_path: Path) -> None:
-    config = replace(SMALL, epochs=4, neighbours=0.5, neighbours_from=0.25, patience=10)
-
-    def stop(report: EpochReport) -> None:
-        if report.epoch == 3:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train(clothes[:200], tmp_path / "a", config, progress=stop)
-    train(clothes[:200], tmp_path / "a", config)
-    train(clothes[:200], tmp_path / "b", config)
-    a, b = Embedder.load(tmp_path / "a"), Embedder.load(tmp_path / "b")
-    assert torch.equal(a.frozen.get_buffer("weight0"), b.frozen.get_buffer("weight0"))
-
-
 def test_what_lies_outside_the_inner_circle_decides_on_padding() -> None:
     axis = torch.arange(28.0) - 13.5
     radius = (axis[:, None] ** 2 + axis[None, :] ** 2).sqrt()
@@ -210,3 +174,34 @@ def test_views_keep_shape_and_background(name: str) -> None:
     assert torch.allclose(views[:, :, 0, 0], torch.full((16, 2), 0.25), atol=1e-5)
     assert (views - images).abs().amax((1, 2, 3)).min() > 0.05
     assert not torch.allclose(views[0], views[1])
+
+
+def test_the_head_gathers_neighbours_into_kinds() -> None:
+    torch.manual_seed(3)
+    kind = torch.arange(600) % 3
+    centres = torch.randn(3, 20)
+    coordinates = centres[kind] + 0.8 * torch.randn(600, 20)
+    graph = neighbour_graph(torch.nn.functional.normalize(coordinates, dim=1), 10)
+    assert graph.shape == (600, 10)
+    assert not (graph == torch.arange(600)[:, None]).any()
+    head = fit_kinds(coordinates, 4)
+    found = head(coordinates.double())
+    assert found.shape == (600, 4)
+    assert torch.allclose(found.norm(dim=1), torch.ones(600, dtype=torch.float64))
+    assert within(found, kind) < 0.3 * within(coordinates, kind)
+
+
+def within(rows: torch.Tensor, kind: torch.Tensor) -> float:
+    """Share of the variance of rows that lies inside kinds."""
+    centres = torch.stack([rows[kind == k].mean(0) for k in range(3)])
+    return float((rows - centres[kind]).square().sum() / (rows - rows.mean(0)).square().sum())
+
+
+def test_kinds_take_their_share_of_an_embedding(clothes: list[np.ndarray], tmp_path: Path) -> None:
+    train(clothes[:400], tmp_path / "with", replace(SMALL, epochs=1, kinds=0.3))
+    train(clothes[:100], tmp_path / "few", replace(SMALL, epochs=1, kinds=0.3))
+    with_kinds = Embedder.load(tmp_path / "with").embed(clothes[:9])
+    assert with_kinds.shape == (9, 8)
+    assert np.allclose(np.linalg.norm(with_kinds, axis=1), 1.0)
+    assert np.allclose(np.square(with_kinds[:, 6:]).sum(1), 0.3, atol=1e-5)
+    assert Embedder.load(tmp_path / "few").projection.kinds == 0.0
