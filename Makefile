@@ -82,7 +82,7 @@ sbom: $(READY)  ## write build/sbom.cdx.json: every installed package, as Cyclon
 	@echo "build/sbom.cdx.json: $$($(BIN)/python -c 'import json; print(len(json.load(open("build/sbom.cdx.json"))["components"]))') packages"
 
 audit: $(READY)  ## ask PyPI for known vulnerabilities of the pins (needs its vulnerability service)
-	@$(BIN)/python -m pip_audit --requirement constraints.txt --no-deps --disable-pip --progress-spinner off
+	@$(BIN)/python -m pip_audit --requirement constraints.txt --no-deps --disable-pip --strict --progress-spinner off
 
 clean:  ## remove the environment, caches and the demo's output
 	@rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache orbit-demo
