@@ -20,7 +20,7 @@ ifeq ($(filter cpu gpu,$(FAISS)),)
 $(error FAISS=$(FAISS): expected cpu or gpu)
 endif
 
-.PHONY: help setup demo test check test-unit test-faults lint types imports bench sample checkpoint clean
+.PHONY: help setup demo test check test-unit test-faults test-cluster lint types imports bench sample checkpoint sbom audit clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -51,6 +51,9 @@ test-unit: $(READY)  ## the tests alone (TEST_FLAGS="-k index" picks some)
 test-faults: $(READY)  ## the whole fault suite: minutes; ORBIT_TEST_SEED=N repeats its chances
 	@$(BIN)/python -m pytest tests/faults -m "faults_slow or not faults_slow" $(TEST_FLAGS)
 
+test-cluster: $(READY)  ## the long tests on Ray clusters, and of training on several workers: minutes
+	@$(BIN)/python -m pytest -m cluster_slow $(TEST_FLAGS)
+
 check: lint types imports  ## ruff, mypy --strict, import-linter
 
 lint: $(READY)
@@ -72,6 +75,14 @@ checkpoint: $(READY)  ## train the shipped model again, about 40 minutes (DATA=f
 	@$(BIN)/python -m jobs.datasets mnist fashion-mnist --out build/data $(if $(DATA),--from $(DATA))
 	@$(BIN)/orbit train build/data --out build/d4-28-grey-1 --name d4-28-grey-1 --limit 120000 \
 		--epochs 100 --patience 100 --max-minutes 32 --bfloat16
+
+sbom: $(READY)  ## write build/sbom.cdx.json: every installed package, as CycloneDX
+	@mkdir -p build
+	@$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --of JSON -o build/sbom.cdx.json $(BIN)/python
+	@echo "build/sbom.cdx.json: $$($(BIN)/python -c 'import json; print(len(json.load(open("build/sbom.cdx.json"))["components"]))') packages"
+
+audit: $(READY)  ## ask PyPI for known vulnerabilities of the pins (needs its vulnerability service)
+	@$(BIN)/python -m pip_audit --requirement constraints.txt --no-deps --disable-pip --strict --progress-spinner off
 
 clean:  ## remove the environment, caches and the demo's output
 	@rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache orbit-demo

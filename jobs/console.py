@@ -22,12 +22,18 @@ from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 from eqmodel.errors import OrbitError, Refused
+from pipelines.secrets import redacted
+from pipelines.telemetry import flush_traces, log, span, use_log
 
 INTERRUPTED = 130
 EXAMPLE = "Example: "
 
 Json = Annotated[bool, typer.Option("--json", help="one JSON object on standard output")]
 Debug = Annotated[bool, typer.Option("--debug", help="show the traceback of an error")]
+LogFormat = Annotated[
+    str | None,
+    typer.Option(metavar="text|json", help="of the lines on standard error [default: text]"),
+]
 
 
 @dataclass(frozen=True)
@@ -59,25 +65,28 @@ def verb(
     With `own_flags_first`, everything after the first argument is taken verbatim: the flags there
     are those of another verb.
 
-    A parameter of the function that is a dataclass stands for one flag per field. Adds --debug,
-    keeps standard output for the answer alone, and remembers `example`, which the help and the
-    messages about wrong flags show.
+    A parameter of the function that is a dataclass stands for one flag per field. Adds --debug
+    and --log-format, keeps standard output for the answer alone, and remembers `example`, which
+    the help and the messages about wrong flags show.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., None]:
         groups = flag_groups(function)
 
         @functools.wraps(function)
-        def command(*, debug: bool = False, **flags: Any) -> None:
+        def command(*, debug: bool = False, log_format: str | None = None, **flags: Any) -> None:
             stdout = sys.stdout
+            use_log(log_format)
             try:
-                with contextlib.redirect_stdout(sys.stderr):
+                with contextlib.redirect_stdout(sys.stderr), span(function.__name__):
                     answer = function(**gather(groups, flags))
                 tell(answer, as_json=bool(flags.get("as_json")), stdout=stdout)
             except Exception:
                 if debug:
-                    traceback.print_exc()
+                    print(redacted(traceback.format_exc()), file=sys.stderr)
                 raise
+            finally:
+                flush_traces()
 
         declare(command, function, groups)
         command.__dict__["example"] = example
@@ -108,16 +117,20 @@ def gather(groups: dict[str, type], flags: dict[str, Any]) -> dict[str, Any]:
 def declare(
     command: Callable[..., None], function: Callable[..., Any], groups: dict[str, type]
 ) -> None:
-    """Let Typer see the flags: those of `function`, its dataclasses unfolded, and --debug."""
+    """Let Typer see the flags: those of `function`, its dataclasses unfolded, --debug and
+    --log-format."""
     parameters: list[inspect.Parameter] = []
     for parameter in inspect.signature(function, eval_str=True).parameters.values():
         if parameter.name in groups:
             parameters.extend(unfold(groups[parameter.name]))
         else:
             parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
-    parameters.append(
-        inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Debug)
-    )
+    for name, default, kind in (("log_format", None, LogFormat), ("debug", False, Debug)):
+        parameters.append(
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind
+            )
+        )
     command.__dict__["__signature__"] = inspect.Signature(parameters)
     command.__dict__.pop("__wrapped__")
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
@@ -228,10 +241,10 @@ def run(app: typer.Typer, name: str, arguments: Sequence[str] | None = None) -> 
     except typer.Abort:
         code = INTERRUPTED
     except Exception as error:
-        complain(one_line(error))
+        complain(one_line(error), exit_code(error))
         return exit_code(error)
     if code == INTERRUPTED:
-        complain("stopped by SIGINT")
+        complain("stopped by SIGINT", code)
     return code if isinstance(code, int) else 0
 
 
@@ -241,8 +254,14 @@ def exit_code(error: Exception) -> int:
     return code if isinstance(code, int) else 1
 
 
-def complain(message: str) -> None:
-    print(f"orbit: {message}", file=sys.stderr)
+def complain(message: str, code: int | None = None) -> None:
+    """One line on standard error, without secrets; with ``code``, of the error that ends it."""
+    if not log().as_json:
+        print(redacted(f"orbit: {message}"), file=sys.stderr)
+    elif code is None:
+        log().line("note", message=message)
+    else:
+        log().line("error", "error", message=message, exit_code=code)
 
 
 def add(app: typer.Typer, command: Callable[..., None]) -> None:

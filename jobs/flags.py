@@ -75,7 +75,14 @@ class EmbedFlags:
         typer.Option(help="hash buckets of a folder of images, fixed at first [default: 1024]"),
     ] = None
     new_model: Annotated[
-        bool, typer.Option("--new-model", help="let the store go over to another model")
+        bool,
+        typer.Option(
+            "--new-model", help="embed with another model beside the live one; see --go-live"
+        ),
+    ] = False
+    go_live: Annotated[
+        bool,
+        typer.Option("--go-live", help="with --new-model: let queries go over to it at once"),
     ] = False
     allow_vanish: Annotated[
         bool,

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
+from pipelines.telemetry import StageSpans, log
+
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
@@ -30,22 +32,27 @@ class Progress:
         self._began = time.monotonic()
         self._first: str | None = None
         self._held: list[str] = []
+        self._spans = StageSpans()
 
     def __call__(self, stage: str, done: int, total: int | None = None, note: str = "") -> None:
-        if self._stream.isatty():
+        self._spans.note(stage, done, total)
+        if self._stream.isatty() and not log().as_json:
             self._draw(stage, done, total, note)
         else:
             self._tell(stage, done, total, note)
 
     def say(self, line: str) -> None:
         """One line that stays."""
-        if self._bars is not None:
+        if log().as_json:
+            log().line("note", message=line)
+        elif self._bars is not None:
             self._bars.console.print(line, highlight=False, markup=False)
         else:
             print(line, file=self._stream, flush=True)
 
     def close(self) -> None:
         """Leave the terminal as it was."""
+        self._spans.close()
         if self._bars is not None:
             self._bars.stop()
             self._bars = None
@@ -65,6 +72,9 @@ class Progress:
         if now < quiet_until and not (finished and quiet_until < math.inf):
             return
         self._told[stage] = math.inf if finished else now + PLAIN_INTERVAL_S
+        if log().as_json:
+            log().line("progress", stage=stage, done=done, total=total, note=note)
+            return
         count = [f"{done:,} of {total:,}"] if total is not None else [f"{done:,}"] if done else []
         what = ", ".join([*count, *([note] if note else [])])
         self._hold(stage, f"{stage}: {what}" if what else stage, now)

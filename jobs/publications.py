@@ -1,5 +1,6 @@
 """What `orbit index` and `orbit report` share: a publication of the newest embeddings."""
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,12 +28,20 @@ class PublishFlags:
     allow_low_recall: Annotated[
         bool, typer.Option("--allow-low-recall", help="publish although it does not")
     ] = False
+    index_memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE", help="memory that the index may take, as 512MiB [default: any]"
+        ),
+    ] = None
 
-    def options(self, force: bool = False) -> "PublishOptions":
-        """As the pipelines take them."""
+    def options(self, force: bool = False, ray: str | None = None) -> "PublishOptions":
+        """As the pipelines take them. SettingsError for a size that is none."""
         from pipelines.publication import PublishOptions
 
         return PublishOptions(
+            index_memory=None if self.index_memory is None else read_size(self.index_memory),
+            index_ray=ray,
             clusters=self.clusters,
             recall=self.recall,
             allow_low_recall=self.allow_low_recall,
@@ -48,7 +57,9 @@ class Published:
     new: bool
 
 
-def publish_newest(url: str, flags: PublishFlags, force: bool, show: Progress) -> Published:
+def publish_newest(
+    url: str, flags: PublishFlags, force: bool, show: Progress, ray: str | None = None
+) -> Published:
     """Publish the newest embeddings of a store unless they are live. StoreError if it is none."""
     from pipelines import open_store
     from pipelines.publication import publish
@@ -56,5 +67,19 @@ def publish_newest(url: str, flags: PublishFlags, force: bool, show: Progress) -
 
     store = open_store(url)
     before = [row.id for row in store.publications()]
-    row = publish(store.folder, store.model_id, flags.options(force), show)
+    row = publish(store.folder, store.model_id, flags.options(force, ray), show)
     return Published(describe(row, store.url), row.id not in before)
+
+
+def read_size(text: str) -> int:
+    """Bytes of "512MiB", "2GB", "1.5 GiB" or a plain number. SettingsError for anything else."""
+    from pipelines.errors import SettingsError
+
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKMGT]?)(i?)[bB]?\s*", text)
+    if found is None or (found[3] and not found[2]):
+        raise SettingsError(f"size '{text}': bytes such as 512MiB or 2GB are expected")
+    power = " KMGT".index(found[2].upper() or " ")
+    size = int(float(found[1]) * (1024 if found[3] else 1000) ** power)
+    if not size:
+        raise SettingsError(f"size '{text}': more than nothing is expected")
+    return size

@@ -17,9 +17,9 @@ def status(store: Store, as_json: Json = False) -> Answer:
 
 def as_text(found: dict[str, Any]) -> str:
     """One fact per line; what is nested is told as `a.b`."""
-    facts = dict(flat(found))
-    width = max((len(name) for name in facts), default=0)
-    return "\n".join(f"{name.ljust(width)}  {value}" for name, value in facts.items())
+    facts = flat(found)
+    width = max((len(name) for name, _ in facts), default=0)
+    return "\n".join(f"{name.ljust(width)}  {value}" for name, value in facts)
 
 
 def flat(found: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
@@ -28,6 +28,8 @@ def flat(found: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     for name, value in found.items():
         if isinstance(value, dict):
             pairs += flat(value, f"{prefix}{name}.")
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            pairs += [(prefix + name, point(entry)) for entry in value]
         elif isinstance(value, list):
             pairs.append((prefix + name, ", ".join(map(str, value)) or "none"))
         elif isinstance(value, float):
@@ -37,6 +39,11 @@ def flat(found: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         else:
             pairs.append((prefix + name, "-" if value is None else str(value)))
     return pairs
+
+
+def point(entry: dict[str, Any]) -> str:
+    """One point of a curve on a line."""
+    return ", ".join(f"{name} {value:.4g}" for name, value in entry.items())
 
 
 if __name__ == "__main__":

@@ -53,7 +53,10 @@ def run_text(summary: "RunSummary") -> str:
     lines = [embed_text(summary.embed)]
     if summary.publication is not None:
         recall = "" if summary.recall_at_10 is None else f"recall@10 {summary.recall_at_10:.3f}"
-        lines.append(f"live     publication {summary.publication}, {recall}".rstrip(", "))
+        state = "live    " if summary.live else "waiting "
+        lines.append(f"{state} publication {summary.publication}, {recall}".rstrip(", "))
+        if not summary.live:
+            lines.append(f"         make it live with: orbit publish STORE {summary.publication}")
     if summary.report is not None:
         lines.append(f"report   {summary.report}")
     return "\n".join(lines)

@@ -90,3 +90,17 @@ def _s3_options() -> dict[str, Any]:
 def s3_endpoint() -> str | None:
     """The endpoint of an object store other than AWS's own, from the environment."""
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+
+
+def table_options(scheme: str) -> dict[str, str]:
+    """Storage options of deltalake; credentials come from the environment, as for every other
+    request. It tries a request again by itself, ten times.
+    """
+    if scheme != "s3":
+        return {}
+    options = {"timeout": f"{READ_S}s", "connect_timeout": f"{CONNECT_S}s"}
+    if endpoint := s3_endpoint():
+        options["AWS_ENDPOINT_URL"] = endpoint
+        if endpoint.startswith("http://"):
+            options["AWS_ALLOW_HTTP"] = "true"
+    return options

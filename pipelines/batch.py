@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -19,6 +17,7 @@ from pipelines.shards.listing import input_folder
 from pipelines.storage import Folder
 from pipelines.summary import Clock, EmbedSummary, Planned, RunSummary
 from pipelines.table import Counts, EmbeddingTable, KnownFile, Plan, TableIdentity, live_model
+from pipelines.telemetry import take_run_name
 
 if TYPE_CHECKING:
     from pipelines.publication import PublishOptions
@@ -46,7 +45,7 @@ class Job:
     store: Folder
     table: EmbeddingTable | None
     plan: Plan
-    run: str = field(default_factory=lambda: new_run_name())
+    run: str = field(default_factory=take_run_name)
 
     @property
     def input(self) -> Folder:
@@ -122,7 +121,8 @@ def run_input(
     summary = embed_input(settings, progress)
     read = read_options(settings)
     faultpoint("driver.embedded")
-    return publish_version(Folder(settings.store), summary, options, progress, read)
+    go_live = settings.go_live or not settings.new_model
+    return publish_version(Folder(settings.store), summary, options, progress, read, go_live)
 
 
 def prepare_job(settings: EmbedSettings, place: Path, progress: Progress) -> Job:
@@ -198,8 +198,3 @@ def remove_vanished(job: Job) -> EmbedSummary:
     return EmbedSummary(
         job.model_id, table.version, table.counts(), job.planned, num_removed=removed, clock=clock
     )
-
-
-def new_run_name() -> str:
-    """A name no other run has; begins with the time for people, means nothing to the program."""
-    return f"{datetime.now(UTC):%Y%m%dT%H%M%S}_{secrets.token_hex(4)}"

@@ -13,6 +13,7 @@ from typing import Any, get_args, get_type_hints
 
 from pipelines.errors import SettingsError
 from pipelines.layout import WorkerFlags
+from pipelines.secrets import no_secrets
 
 DEFAULT_BUCKETS = 1024
 
@@ -43,6 +44,7 @@ class EmbedSettings:
     dry_run: bool = False
     allow_vanish: bool = False
     new_model: bool = False
+    go_live: bool = False
     max_attempts: int = 4
     max_reject_share: float = 0.05
     deadline_s: float = 300.0
@@ -51,6 +53,7 @@ class EmbedSettings:
     buckets: int = DEFAULT_BUCKETS
 
     def __post_init__(self) -> None:
+        no_secrets([self.input, self.model, self.store])
         for name in ("limit", "max_attempts", "batch_size", "buckets"):
             _at_least(name, getattr(self, name), 1)
         for name in ("deadline_s", "commit_every_s"):

@@ -57,6 +57,8 @@ class WorkerSettings:
     batch_size: int = 256
     threads: int = 1
     device: str = "cpu"
+    run: str = ""
+    log_format: str = "text"
 
 
 class ShardEmbedder:

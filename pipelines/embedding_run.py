@@ -20,6 +20,7 @@ from pipelines.shards import list_shards
 from pipelines.signals import StopRequest, stop_requests
 from pipelines.summary import Clock, EmbedSummary
 from pipelines.table import EmbeddingTable, KnownFile, Receipt
+from pipelines.telemetry import log
 
 if TYPE_CHECKING:
     from pipelines.batch import Job, Progress
@@ -115,6 +116,8 @@ class EmbeddingRun:
             batch_size=settings.batch_size,
             threads=layout.threads,
             device=layout.device,
+            run=job.run,
+            log_format=log().format,
         )
         return PoolSettings(layout, worker, settings.deadline_s, workers=growth)
 
@@ -148,7 +151,12 @@ class EmbeddingRun:
         faultpoint("driver.commit")
         committed = self._table.commit(self._waiting, vanished)
         faultpoint("driver.committed")
-        self._clock.commit_s += time.monotonic() - began
+        took = time.monotonic() - began
+        self._clock.commit_s += took
+        log().event(
+            "commit", table_version=committed.version, shards=len(committed.landed),
+            removed=len(committed.removed), seconds=round(took, 4),
+        )  # fmt: skip
         self._waiting = []
         self._landed += committed.landed
         self._removed += committed.removed

@@ -49,6 +49,7 @@ from pipelines.report import (
     read_rejects,
     render_page,
 )
+from pipelines.restore import restore
 from pipelines.shards import ReadOptions
 from pipelines.storage import Folder
 from pipelines.table import EmbeddingTable, PublicationLog, PublicationRow, PublishedFile
@@ -74,7 +75,8 @@ def _silent(stage: str, done: int, total: int | None = None, note: str = "") -> 
 class PublishOptions:
     """How to publish. ``clusters`` None: chosen; ``recall`` asked for at 10; ``threads`` 0: all.
 
-    ``force`` publishes a version that is live already, and builds its index anew. For
+    ``force`` publishes a version that is live already, and builds its index anew. Without
+    ``go_live`` another model's publication stays live, and this one is a candidate. For
     ``index_memory`` (bytes), ``index_kind`` and ``index_ray`` see IndexOptions. ``run`` is the
     summary of the run that embedded (``EmbedSummary.as_dict``), for throughput and efficiency;
     ``read`` how INPUT's columns are called, for the audit of ``audit_images`` originals.
@@ -93,6 +95,7 @@ class PublishOptions:
     seed: int = 0
     device: str = "cpu"
     force: bool = False
+    go_live: bool = True
     read: ReadOptions = field(default_factory=ReadOptions)
     run: Mapping[str, Any] = field(default_factory=dict)
 
@@ -119,6 +122,7 @@ def publish(
 ) -> PublicationRow:
     """Publish the newest version of a model's table; the live row when it is of that version.
 
+    A candidate of that version is made live, or stands, as ``go_live`` says.
     NotPublishedError when there is no such table or no image in it; IncompleteError when the
     index's recall stays under what was asked.
     """
@@ -132,11 +136,17 @@ def publish(
     live = log.live()
     if not options.force and _covers(live, table):
         return _sure(live)
+    aside = not options.go_live and live is not None and live.model_id != model_id
+    waiting = None if options.force else log.candidate(model_id, table.version)
+    if waiting is not None:
+        return waiting if aside else restore(store, waiting.id, progress)
     if not options.run and live is not None and _covers(live, table):
         # The same version told again: what the run that embedded it measured still holds.
         options = replace(options, run=live.facts)
     with scratch.folder() as place, _threads(options.threads):
-        return _Publishing(store, table, log, options, progress, Path(place)).run()
+        return _Publishing(
+            store, table, log, replace(options, go_live=not aside), progress, Path(place)
+        ).run()
 
 
 def _covers(live: PublicationRow | None, table: EmbeddingTable) -> bool:
@@ -326,9 +336,11 @@ class _Publishing:
                 created=self.created,
             ),
             [file.path for file in shared],
+            live=self.options.go_live,
         )
         faultpoint("publish.visible")
-        self.store.upload(self.out / "report.html", "report.html")
+        if self.options.go_live:
+            self.store.upload(self.out / "report.html", "report.html")
         return row
 
     def _upload(self, paths: Sequence[Path]) -> Iterator[PublishedFile]:

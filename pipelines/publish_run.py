@@ -21,27 +21,33 @@ def publish_version(
     options: PublishOptions | None,
     progress: Progress,
     read: ReadOptions | None = None,
+    go_live: bool = True,
 ) -> RunSummary:
     """Publish what was embedded; the live publication stands when it is of the same version.
 
     Nothing is published after a dry run, after a signal, or when no image was embedded.
     """
     log = PublicationLog.open(store)
-    live = None if log is None else log.live()
+    live = before = None if log is None else log.live()
     stopped = summary.failure is not None and summary.failure.exit_code > 128
     idle = summary.dry_run or stopped or not summary.counts.num_embedded
     if not idle and not _is_of(live, summary):
         from pipelines.publication import PublishOptions, publish
 
         told = replace(
-            options or PublishOptions(), run=summary.as_dict(), read=read or ReadOptions()
+            options or PublishOptions(),
+            run=summary.as_dict(),
+            read=read or ReadOptions(),
+            go_live=go_live,
         )
         live = publish(store, summary.model_id, told, progress)
+    went_live = live is not None and (live.seq > 0 or live == before)
     return RunSummary(
         embed=summary,
         recall_at_10=None if live is None else live.recall_at_10,
         publication=None if live is None else live.id,
         report=None if live is None else _report(store, live),
+        live=went_live,
     )
 
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 DAY_S = 86_400.0
 _DATA = re.compile(r"^embeddings/([0-9a-f]+)/[0-9a-f]{16}/(?P<run>[^/-]+)-[^/]+\.parquet$")
 _ARTIFACT = re.compile(r"^artifacts/(?P<id>[^/]+)/[^/]+$")
-_ROW = re.compile(r"^publications/(?P<name>\d{8,}-[^/]+\.parquet)$")
+_ROW = re.compile(r"^publications/(?P<name>-?\d{7,}-[^/]+\.parquet)$")
 _RUN = re.compile(r"^runs/(?P<run>[^/]+)(/|$)")
 _COMMIT = re.compile(r"/_delta_log/\d{20}\.json$")
 _LEFTOVER = re.compile(r"(^|/)\.orbit-[^/]+$")

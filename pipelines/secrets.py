@@ -19,7 +19,8 @@ QUERY = re.compile(
 SECRET_NAME = re.compile(
     r"SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|ACCOUNT_KEY|API_KEY|(^|_)SAS(_|$)|HEADERS"
 )
-SHORTEST = 8
+SHORTEST, SURE = 8, 16
+"""Characters of a value that is hidden, and of one whose mere presence is refused."""
 HIDDEN = "***"
 
 
@@ -38,20 +39,25 @@ def secret_values(environment: Mapping[str, str] = os.environ) -> list[str]:
     return sorted(found, key=len, reverse=True)
 
 
-def redacted(text: str, environment: Mapping[str, str] = os.environ) -> str:
-    """The text without passwords and signatures in URLs, and without the environment's secrets."""
+def redacted(
+    text: str, environment: Mapping[str, str] = os.environ, shortest: int = SHORTEST
+) -> str:
+    """The text without passwords and signatures in URLs, and without the environment's secrets
+    of ``shortest`` characters or more."""
     text = USER_INFO.sub(rf"\g<scheme>{HIDDEN}@", text)
     text = QUERY.sub(rf"\g<name>{HIDDEN}", text)
     for value in secret_values(environment):
-        text = text.replace(value, HIDDEN)
+        if len(value) >= shortest:
+            text = text.replace(value, HIDDEN)
     return text
 
 
 def no_secrets(words: Sequence[str]) -> None:
     """SettingsError for words that hold a secret: process lists and logs show arguments."""
     for word in words:
-        if redacted(word) != word:
+        clean = redacted(word, shortest=SURE)
+        if clean != word:
             raise SettingsError(
-                f"the argument '{redacted(word)[:100]}' holds a secret (here ***), which process "
+                f"the argument '{clean[:100]}' holds a secret (here ***), which process "
                 "lists and logs would show; put credentials into the environment or a file"
             )

@@ -19,13 +19,11 @@ from urllib.parse import urlsplit
 
 from pipelines import local_files, scratch
 from pipelines.addresses import (
-    CONNECT_S,
-    READ_S,
     TABLE_SCHEMES,
     client_options,
     content_identity,
     normal_form,
-    s3_endpoint,
+    table_options,
 )
 from pipelines.errors import ObjectChanged, ObjectMissing, SettingsError, StorageError
 from pipelines.etags import Proof, md5_of
@@ -318,15 +316,7 @@ class Folder:
                 f"{self.url}: a STORE cannot lie on {self.scheme}://; use a local folder, "
                 "s3://, gs:// or az://"
             )
-        options: dict[str, str] = {}
-        endpoint = s3_endpoint()
-        if self.scheme == "s3":
-            options["timeout"], options["connect_timeout"] = f"{READ_S}s", f"{CONNECT_S}s"
-        if self.scheme == "s3" and endpoint:
-            options["AWS_ENDPOINT_URL"] = endpoint
-            if endpoint.startswith("http://"):
-                options["AWS_ALLOW_HTTP"] = "true"
-        return self.url, options
+        return self.url, table_options(self.scheme)
 
 
 def _changed(url: str) -> ObjectChanged:

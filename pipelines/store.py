@@ -15,7 +15,7 @@ from pipelines.artifacts import ArtifactCache
 from pipelines.errors import NotPublishedError, StoreError
 from pipelines.search import Hit, Searcher
 from pipelines.storage import Folder
-from pipelines.table import EmbeddingTable, PublicationLog, PublicationRow, live_model
+from pipelines.table import CANDIDATE, EmbeddingTable, PublicationLog, PublicationRow, live_model
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -85,6 +85,8 @@ class Store:
         """What the store holds and whether its publication is up to date, as JSON values."""
         counts, rows = self.table.counts(), self.publications()
         live = rows[-1] if rows else None
+        seen = {row.id for row in rows if row.state != CANDIDATE}
+        waiting = [row for row in rows if row.state == CANDIDATE and row.id not in seen]
         current = live is not None and live.model_id == self.model_id
         return {
             "store": self.url,
@@ -99,6 +101,7 @@ class Store:
             "num_damaged_shards": counts.num_damaged_shards,
             "num_shards": counts.num_shards,
             "num_publications": len(rows),
+            "waiting": [row.id for row in waiting],
             "up_to_date": bool(current and live and live.table_version == self.table.version),
             "publication": None if live is None else describe(live, self.url),
         }

@@ -101,12 +101,16 @@ class EmbedSummary:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """The end of ``run_input``: the embedding and the publication that is live after it."""
+    """The end of ``run_input``: the embedding and the publication that is live after it.
+
+    ``live`` is false for one of a new model that waits to be made live.
+    """
 
     embed: EmbedSummary
     recall_at_10: float | None = None
     publication: str | None = None
     report: str | None = None
+    live: bool = True
 
     @property
     def failure(self) -> OrbitError | None:
@@ -114,9 +118,10 @@ class RunSummary:
         return self.embed.failure
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields of ``orbit run --json``."""
+        """The fields of ``orbit run --json``; ``live`` only where it is false."""
         return self.embed.as_dict() | {
             "recall_at_10": self.recall_at_10,
             "publication": self.publication,
             "report": self.report,
+            **({} if self.live else {"live": False}),
         }

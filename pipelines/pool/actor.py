@@ -13,7 +13,9 @@ from pipelines.efficiency import Rates
 from pipelines.embed import ShardEmbedder, ShardWork, WorkerSettings
 from pipelines.failures import Failure, failure_of
 from pipelines.layout import Layout
+from pipelines.pool.meters import Meters
 from pipelines.table import Receipt
+from pipelines.telemetry import worker_log
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,11 @@ class ShardWorker:
 
     def __init__(self) -> None:
         self._embedder: ShardEmbedder | None = None
+        self._meters: Meters | None = None
 
     def load(self, settings: WorkerSettings, name: str) -> Ready | Failure:
+        worker_log(settings.log_format, settings.run, name)
+        self._meters = Meters(settings.model_id)
         try:
             self._embedder = ShardEmbedder(settings, name)
         except Exception as error:  # the process boundary
@@ -40,10 +45,14 @@ class ShardWorker:
     def embed(self, work: ShardWork) -> Receipt | Failure:
         if self._embedder is None:
             return Failure("retry", "the worker has no model loaded")
+        result: Receipt | Failure
         try:
-            return self._embedder.embed(work)
+            result = self._embedder.embed(work)
         except Exception as error:  # the process boundary
-            return failure_of(error)
+            result = failure_of(error)
+        if self._meters is not None:
+            self._meters.take(work.shard.source, result)
+        return result
 
     def calibrate(self) -> Rates | None:
         return None if self._embedder is None else self._embedder.calibrate()

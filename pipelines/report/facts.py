@@ -185,7 +185,7 @@ def _rejects(found: Findings) -> dict[str, Any]:
 def _recall(found: Findings) -> dict[str, Any]:
     spec = found.spec.as_dict()
     recall = spec.pop("recall")
-    names = ("kind", "metric", "num", "dim", "nlist", "nprobe", "curve")
+    names = ("kind", "metric", "num", "dim", "nlist", "nprobe", "factor", "curve", "how", "why")
     turned = found.invariance.turned
     return {
         "recall_at_10": recall.get("recall"),

@@ -6,7 +6,7 @@ atomic commit at a time and read at any version.
 """
 
 from pipelines.table.embeddings import EmbeddingTable, live_model, models
-from pipelines.table.publications import PublicationLog, PublicationRow, PublishedFile
+from pipelines.table.publications import CANDIDATE, PublicationLog, PublicationRow, PublishedFile
 from pipelines.table.records import (
     FORMAT_VERSION,
     MARKER,
@@ -22,6 +22,7 @@ from pipelines.table.records import (
 )
 
 __all__ = [
+    "CANDIDATE",
     "FORMAT_VERSION",
     "MARKER",
     "SCHEMA",

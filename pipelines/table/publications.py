@@ -35,6 +35,8 @@ _SCHEMA = pa.schema(
     ]
 )
 
+CANDIDATE = "candidate"
+
 
 @dataclass(frozen=True)
 class PublishedFile:
@@ -48,6 +50,8 @@ class PublishedFile:
 @dataclass(frozen=True)
 class PublicationRow:
     """One publication. ``seq`` is given by ``PublicationLog.append``; the highest is live.
+
+    One that was published without going live (state "candidate") has a ``seq`` of 0 or less.
 
     ``facts`` is any JSON object (counts, kind of index, throughput) for people and for status.
     """
@@ -104,8 +108,21 @@ class PublicationLog:
         files = self._files()
         return self._read([max(files)[1]])[0] if files else None
 
-    def append(self, row: PublicationRow, shared: Collection[str] = ()) -> PublicationRow:
+    def candidate(self, model_id: str, table_version: int) -> PublicationRow | None:
+        """The newest publication of that version which was never live."""
+        found = [
+            row
+            for row in self.rows()
+            if (row.state, row.model_id, row.table_version) == (CANDIDATE, model_id, table_version)
+        ]
+        return found[0] if found else None
+
+    def append(
+        self, row: PublicationRow, shared: Collection[str] = (), live: bool = True
+    ) -> PublicationRow:
         """Make ``row`` live in one atomic commit; the row with its ``seq`` comes back.
+
+        With ``live`` false it is a candidate: there, and never the highest ``seq``.
 
         Its artifacts must lie in the store already. ConflictError after five lost commits, or when
         no publication of the log names a ``shared`` artifact any more: clean-up, which commits to
@@ -115,14 +132,17 @@ class PublicationLog:
 
         def propose() -> Change:
             nonlocal numbered
-            live = self.live()
+            seqs = [seq for seq, _ in self._files()]
             named = {file.path for known in self.rows() for file in known.files} if shared else ()
             lost = sorted(set(shared) - set(named))
             if lost:
                 raise ConflictError(
                     f"{self._log.folder.url}: {lost[0]} was cleaned up meanwhile; run again"
                 )
-            numbered = dataclasses.replace(row, seq=1 if live is None else live.seq + 1)
+            if live:
+                numbered = dataclasses.replace(row, seq=max([0, *seqs]) + 1)
+            else:
+                numbered = dataclasses.replace(row, seq=min([1, *seqs]) - 1, state=CANDIDATE)
             return Change(added=(self._write(numbered),))
 
         self._log.commit(_SCHEMA, propose)

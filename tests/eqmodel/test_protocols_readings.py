@@ -33,11 +33,14 @@ def test_probes_find_what_is_there_and_not_what_is_not() -> None:
 
 
 def test_nearest_neighbours_are_by_cosine_and_by_majority() -> None:
-    known = np.array([[1, 0], [2, 0.1], [1, -0.1], [0, 1], [0.1, 3], [0.6, 1]], np.float32)
-    labels = np.array([7, 7, 7, 4, 4, 4])
-    asked = np.array([[9.0, 0.2], [0.0, 0.1]], np.float32)
-    assert probes.nearest_neighbours(known, labels, asked, np.array([7, 4])) == 1.0
-    assert probes.nearest_neighbours(known, labels, asked, np.array([7, 7])) == 0.5
+    angles = np.radians([0, 40, 41, 42, 50, 170])  # the nearest is outvoted by three
+    known = np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
+    known *= np.array([0.01, 1, 9, 5, 2, 1], np.float32)[:, None]  # lengths count for nothing
+    labels = np.array([4, 7, 7, 7, 4, 4])
+    asked = np.array([[0.1, 0.0], [-9.0, 0.0]], np.float32)
+    assert probes.nearest_neighbours(known, labels, asked, np.array([7, 7])) == 1.0
+    one = probes.nearest_neighbours(known[:2], labels[:2], asked[:1], np.array([4]))
+    assert one == 1.0  # a draw of one against one goes to the nearer
 
 
 def test_embeddings_are_read_as_they_are_stored() -> None:

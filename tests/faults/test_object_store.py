@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from .conftest import MODEL_ID, Started, World, Zygote, live_row, log_entries
+from .conftest import MODEL_ID, Started, World, Zygote, log_entries
 from .proxy import FaultProxy
 
 LOG = "_delta_log/0.*json$"
@@ -125,20 +125,6 @@ def test_a_flipped_bit_is_read_again(behind: Behind, path: str) -> None:
     fault = behind.proxy.wrong("flip", method="GET", path=path, most=2)
     behind.succeeds()
     assert fault.happened == 2
-
-
-@pytest.mark.faults_slow
-def test_a_flipped_bit_in_the_table_is_never_published(behind: Behind) -> None:
-    """A part of a Parquet file has no ETag of its own, but a checksum in each page."""
-    fault = behind.proxy.wrong("flip", method="GET", path=ROWS)
-    started = behind.start()
-    assert started.wait() == 1
-    assert fault.happened > 0
-    assert "orbit verify" in one_line_of(started)
-    assert live_row(behind.world.store) is None
-    behind.proxy.heal()
-    assert behind.start().wait() == 0
-    behind.world.check()
 
 
 @pytest.mark.faults_slow

@@ -45,9 +45,21 @@ def of_the_server() -> set[str]:
     return named | {"orbit_search_seconds_bucket"}
 
 
+def of_runs() -> set[str]:
+    """What runs leave (orbit_run_*), and what their workers count in Ray (ray_orbit_*)."""
+    pipelines = INFRA.parent / "pipelines"
+    left = (pipelines / "telemetry" / "metrics.py").read_text()
+    counted = (pipelines / "pool" / "meters.py").read_text()
+    names = {f"orbit_run_{name}" for name in re.findall(r'told(?:\.each)?\(\s*"(\w+)"', left)}
+    names |= {f"ray_{name}" for name in re.findall(r'"(orbit_\w+)"', counted)}
+    return names | {"ray_orbit_shard_seconds_bucket"}
+
+
 def metrics_of(expression: str) -> set[str]:
     found = promql_parser.parse(expression)
-    return set(re.findall(r"\b((?:orbit|kube|node|ray)_\w+|up)\b(?=[\s\[{)]|$)", found.prettify()))
+    named = re.findall(r'__name__=~"(\w+)\(_total\)\?"', expression)
+    plain = re.sub(r'__name__=~"[^"]*"', "", found.prettify())
+    return {*named, *re.findall(r"\b((?:orbit|kube|node|ray)_\w+|up)\b(?=[\s\[{)]|$)", plain)}
 
 
 def expressions() -> list[tuple[str, str]]:
@@ -63,7 +75,7 @@ def expressions() -> list[tuple[str, str]]:
 def test_every_expression_asks_for_metrics_that_there_are(name: str, expression: str) -> None:
     asked = metrics_of(expression)
     assert asked, name
-    assert asked <= of_the_server() | OTHERS, name
+    assert asked <= of_the_server() | of_runs() | OTHERS, name
 
 
 def test_every_alert_says_what_to_do() -> None:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.errors import ConflictError, FormatError, TableError
+from pipelines.shard_file import Row, ShardFile
 from pipelines.shards import Shard
 from pipelines.storage import Folder
 from pipelines.table import (
@@ -287,6 +288,46 @@ def test_checkpoints_of_the_log_keep_the_counts(table: EmbeddingTable, tmp_path:
         first.unlink()
     assert reopened(table).counts() == table.counts()
     assert reopened(table).known() == table.known()
+
+
+def test_a_flipped_bit_is_never_read(table: EmbeddingTable, tmp_path: Path) -> None:
+    """Each page of a file has a checksum, which is verified."""
+    table.commit([_written(table, tmp_path)])
+    (path,) = (file.path for file in table.known().values())
+    file = Path(table.folder.url, path)
+    whole, rows = file.read_bytes(), table.read()
+    assert rows.num_rows == 6
+    with pq.ParquetFile(file) as opened:
+        group = opened.metadata.row_group(0)
+        chunks = [group.column(n) for n in range(group.num_columns)]
+    chunk = next(c for c in chunks if c.path_in_schema.startswith("embedding"))
+    end = chunk.data_page_offset + chunk.total_compressed_size
+    for place in range(end - 30, end):  # within the page, after its header
+        data = bytearray(whole)
+        data[place] ^= 16
+        file.write_bytes(data)
+        with pytest.raises(TableError, match="rows cannot be read") as raised:
+            table.read()
+        assert "\n" not in str(raised.value)
+
+
+def _written(table: EmbeddingTable, place: Path) -> Receipt:
+    """A file as workers write it."""
+    import numpy as np
+
+    local = place / "written.parquet"
+    with ShardFile(local, "a.tar", "1") as file:
+        chance = np.random.default_rng(0)
+        for n in range(6):
+            row = Row(f"k{n}", digest=f"d{n}")
+            row.embedding, row.pose_code = chance.random(2, np.float32), bytes([n] * 64)
+            file.add([row])
+        checked = file.finish()
+    path = f"{shard_folder('a.tar')}/written.parquet"
+    table.folder.upload(local, path)
+    receipt = write_shard(table, place, "a.tar")
+    stats = file_statistics("a.tar", "1", 6, 6, 0, False)
+    return replace(receipt, path=path, size=checked.size, num_rows=6, stats=stats)
 
 
 def test_ten_thousand_known_shards_are_planned_in_seconds(table: EmbeddingTable) -> None:

@@ -1,0 +1,95 @@
+"""A Ray cluster on this machine, with a token: its nodes are processes of `ray start`."""
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+RAY = Path(sys.executable).with_name("ray")
+STARTED_S = 120.0
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+class RayCluster:
+    """A head and, when asked, more nodes, on loopback; ended with ``close``."""
+
+    def __init__(self, place: Path, cpus: int = 2) -> None:
+        self.token = secrets.token_hex(32)
+        self.token_file = place / "token"
+        self.token_file.write_text(self.token + "\n")
+        self._place, self._nodes = place, list[subprocess.Popen[bytes]]()
+        gcs, dashboard = free_port(), free_port()
+        self.gcs, self.address = f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}"
+        self.add_node(
+            cpus, "--head", f"--port={gcs}", f"--dashboard-port={dashboard}",
+            "--dashboard-host=127.0.0.1", "--include-dashboard=true",
+            f"--ray-client-server-port={free_port()}", f"--temp-dir={place / 'ray'}",
+        )  # fmt: skip
+        self._until_it_answers()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment in which the token is known, and nothing else of Ray's."""
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        return clean | {
+            "RAY_AUTH_TOKEN": self.token,
+            "RAY_AUTH_MODE": "token",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "OMP_NUM_THREADS": "1",
+        }
+
+    def add_node(self, cpus: int, *flags: str) -> subprocess.Popen[bytes]:
+        """Start a node; returns its process."""
+        where = flags or (f"--address={self.gcs}",)
+        command = [
+            str(RAY), "start", *where, "--block", "--node-ip-address=127.0.0.1",
+            f"--num-cpus={cpus}", "--object-store-memory=80000000", "--disable-usage-stats",
+            "--min-worker-port=0", "--max-worker-port=0",
+            f"--dashboard-agent-listen-port={free_port()}",
+        ]  # fmt: skip
+        log = (self._place / f"node-{len(self._nodes)}.log").open("wb")
+        node = subprocess.Popen(
+            command, env=self.environment, stdout=log, stderr=log, start_new_session=True
+        )
+        self._nodes.append(node)
+        return node
+
+    def end_node(self, node: subprocess.Popen[bytes]) -> None:
+        """Take a machine away: everything of it at once, without a word."""
+        os.killpg(node.pid, signal.SIGKILL)
+        node.wait()
+
+    def close(self) -> None:
+        for node in reversed(self._nodes):
+            if node.poll() is None:
+                node.send_signal(signal.SIGTERM)
+        for node in self._nodes:
+            try:
+                node.wait(20)
+            except subprocess.TimeoutExpired:
+                self.end_node(node)
+
+    def _until_it_answers(self) -> None:
+        request = urllib.request.Request(
+            f"{self.address}/api/version", headers={"Authorization": f"Bearer {self.token}"}
+        )
+        for _ in range(int(STARTED_S * 2)):
+            try:
+                with urllib.request.urlopen(request, timeout=5):
+                    return
+            except (OSError, urllib.error.URLError):
+                time.sleep(0.5)
+        self.close()
+        log = (self._place / "node-0.log").read_text()[-2000:]
+        raise RuntimeError(f"the Ray head did not start: {log}")
