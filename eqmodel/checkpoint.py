@@ -15,7 +15,7 @@ from typing import Any
 
 from eqmodel.errors import CheckpointError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 TENSORS, CARD = "model.safetensors", "model.json"
 MAX_CARD_BYTES = 4 << 20
 MAX_TENSOR_BYTES = 2 << 30
