@@ -54,6 +54,9 @@ test-faults: $(READY)  ## the whole fault suite: minutes; ORBIT_TEST_SEED=N repe
 test-cluster: $(READY)  ## the long tests on Ray clusters, and of training on several workers: minutes
 	@$(BIN)/python -m pytest -m cluster_slow $(TEST_FLAGS)
 
+test-scale: $(READY)  ## the tests at full size: a million vectors, 10,000 connections, Ray Serve
+	@$(BIN)/python -m pytest tests -m scale --timeout=0 $(TEST_FLAGS)
+
 check: lint types imports  ## ruff, mypy --strict, import-linter
 
 lint: $(READY)

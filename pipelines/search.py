@@ -5,22 +5,24 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eqmodel.errors import CheckpointError, Refused
+from eqmodel.errors import CheckpointError, OrbitError, Refused
 from eqmodel.groups import group
 from pipelines.artifacts import ArtifactCache
 from pipelines.errors import KeyNotFoundError, ModelMismatchError, NotPublishedError
 from pipelines.index import CLUSTERS, IndexSpec, Sidecar, open_index
 from pipelines.models import checkpoint_of_store
-from pipelines.pictures import Pose, open_picture, poses_of, thumbnails
+from pipelines.originals import read_originals
+from pipelines.pictures import Pose, from_pixels, open_picture, poses_of, thumbnails
 from pipelines.storage import Folder
 from pipelines.table import EmbeddingTable, PublicationLog, PublicationRow
+from pipelines.turning import Look, look_of, refined
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 
 MAX_K = 10_000
 CHUNK = 65_536
+REFINED = 64
+"""Of so many hits the turn is looked for on pixels; that of the others is the group's element."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,21 @@ class Hit:
         return found
 
 
+@dataclass(frozen=True)
+class Only:
+    """Which images count: those with a label, of a source, in a cluster; None: any."""
+
+    label: str | None = None
+    source: str | None = None
+    cluster: int | None = None
+
+    def __bool__(self) -> bool:
+        return self != Only()
+
+
+ANY = Only()
+
+
 class Searcher:
     """Neighbours from one publication; the model is loaded when the first image is asked."""
 
@@ -73,6 +92,8 @@ class Searcher:
         self._embedder: Embedder | None = None
         self._poses: list[Pose] | None = None
         self._table: EmbeddingTable | None = None
+        self.thumbnail_of: Callable[[int], bytes | None] | None = None
+        """A row's thumbnail, for one who holds thumbnails already (the server)."""
 
     @classmethod
     def open(
@@ -122,11 +143,17 @@ class Searcher:
         self._embedder = embedder
 
     def search(
-        self, images: Sequence[NDArray[Any]], k: int = 10, align: bool = False
+        self,
+        images: Sequence[NDArray[Any]],
+        k: int = 10,
+        align: bool = False,
+        only: Only = ANY,
+        min_score: float | None = None,
     ) -> list[list[Hit]]:
         """The k nearest images to each of ``images`` (pixels of any size), best first.
 
-        Refused for a k outside 1 to 10,000; ChannelError when an image does not fit the model.
+        With ``align`` each has the turn that makes it the query, found on pixels where there are
+        any. Refused for a k outside 1 to 10,000; ChannelError when an image does not fit the model.
         """
         _check_k(k)
         if not len(images):
@@ -134,9 +161,19 @@ class Searcher:
         for image in images:
             self.embedder.accepts(image)
         vectors, codes = self.embedder.encode(self.embedder.preprocess(images))
-        return self.search_vectors(vectors, k, codes if align else None)
+        if not align:
+            return self.search_vectors(vectors, k, only=only, min_score=min_score)
+        looks = [look_of(from_pixels(image)) for image in images]
+        return self.search_vectors(vectors, k, codes, looks, only, min_score)
 
-    def search_keys(self, keys: Sequence[str], k: int = 10, align: bool = False) -> list[list[Hit]]:
+    def search_keys(
+        self,
+        keys: Sequence[str],
+        k: int = 10,
+        align: bool = False,
+        only: Only = ANY,
+        min_score: float | None = None,
+    ) -> list[list[Hit]]:
         """The k nearest images to images of the store itself, from their stored embeddings.
 
         A key is ``KEY`` or, where several sources have it, ``SOURCE/KEY``. KeyNotFoundError.
@@ -144,34 +181,39 @@ class Searcher:
         _check_k(k)
         if not keys:
             return []
-        rows = [self.row_of_key(key) for key in keys]
+        rows = np.array([self.row_of_key(key) for key in keys])
         codes = np.asarray(self.rows.poses[rows]) if align else None
-        return self.search_vectors(np.asarray(self.rows.vectors[rows]), k, codes)
+        looks = self.looks_of_rows(rows) if align else None
+        vectors = np.asarray(self.rows.vectors[rows])
+        return self.search_vectors(vectors, k, codes, looks, only, min_score)
 
     def search_vectors(
-        self, vectors: NDArray[np.float32], k: int, codes: NDArray[np.int8] | None = None
+        self,
+        vectors: NDArray[np.float32],
+        k: int,
+        codes: NDArray[np.int8] | None = None,
+        looks: Sequence[Look | None] | None = None,
+        only: Only = ANY,
+        min_score: float | None = None,
     ) -> list[list[Hit]]:
-        """The k nearest images to unit embeddings (Q, d); aligned when given pose codes (Q, p)."""
+        """The k nearest images to unit embeddings (Q, d); aligned when given pose codes (Q, p), on
+        pixels when given looks. Where only some images count all of those are compared."""
         _check_k(k)
         if not len(self.rows):
             return [[] for _ in vectors]
-        _, ids = self._index.search(vectors, min(k, len(self.rows)))
+        if only:
+            passing = self.rows.passing(only.label, only.source, only.cluster)
+            near = [passing] * len(vectors)
+        else:
+            _, ids = self._index.search(vectors, min(k, len(self.rows)))
+            near = [self.rows.rows_of(found[found >= 0]) for found in ids]
         answers = []
-        for number, (query, found) in enumerate(zip(vectors, ids, strict=True)):
-            rows = self.rows.rows_of(found[found >= 0])
-            answers.append(self._ranked(query, rows, k, None if codes is None else codes[number]))
+        for number, (query, rows) in enumerate(zip(vectors, near, strict=True)):
+            code = None if codes is None else codes[number]
+            look = None if looks is None else looks[number]
+            hits = self._ranked(query, rows, k, code, look)
+            answers.append([hit for hit in hits if min_score is None or hit.score >= min_score])
         return answers
-
-    def search_rows(
-        self,
-        vector: NDArray[np.float32],
-        k: int,
-        rows: NDArray[np.int64],
-        code: NDArray[np.int8] | None = None,
-    ) -> list[Hit]:
-        """The k nearest among some rows of the sidecar, every one of them compared: exact."""
-        _check_k(k)
-        return self._ranked(vector, rows, k, code)
 
     def _ranked(
         self,
@@ -179,6 +221,7 @@ class Searcher:
         rows: NDArray[np.int64],
         k: int,
         code: NDArray[np.int8] | None,
+        look: Look | None,
     ) -> list[Hit]:
         """By exact score, equal ones by image_id: the answer does not depend on the index."""
         if len(rows) > CHUNK:
@@ -188,7 +231,50 @@ class Searcher:
         scores = self.rows.vectors[rows].astype(np.float64) @ query.astype(np.float64)
         order = np.lexsort((self.rows.ids_of(rows), -np.round(scores, 7)))[:k]
         poses = None if code is None else self._align(code, rows[order])
+        if poses is not None and look is not None:
+            poses = self._refined(look, rows[order], poses)
         return self._hits(rows[order], scores[order], poses)
+
+    def _refined(self, look: Look, rows: NDArray[np.int64], poses: list[Pose]) -> list[Pose]:
+        acting, first = group(self.group_name), rows[:REFINED]
+        known = self.looks_of_rows(first)
+        step, mirrored = 360 / acting.n, acting.mirrored
+        return refined(look, known, poses[:REFINED], step, mirrored) + poses[REFINED:]
+
+    def looks_of_rows(self, rows: NDArray[np.int64]) -> list[Look | None]:
+        """How images of the store look: by their thumbnails, where there is none by the originals,
+        None where those cannot be read either."""
+        found = self._pictures(rows)
+        looks = [None if picture is None else look_of(picture) for picture in found]
+        missing = {int(row) for row, look in zip(rows, looks, strict=True) if look is None}
+        originals = self.originals(sorted(missing)) if missing else {}
+        return [
+            look_of(from_pixels(originals[int(row)])) if look is None and row in originals else look
+            for row, look in zip(rows, looks, strict=True)
+        ]
+
+    def originals(self, rows: Sequence[int]) -> dict[int, NDArray[Any]]:
+        """Decoded images of INPUT by row: those that are there unchanged, and can be reached."""
+        table = self._opened_table()
+        known = table.known()
+        records = {row: self.rows.records([row])[0] for row in rows}
+        for record in records.values():
+            file = known.get(record["source"])
+            record["source_etag"] = record["source_etag"] if file is None else file.etag
+        try:
+            return read_originals(table.identity.input_url, records, buckets=table.identity.buckets)
+        except (OrbitError, OSError):
+            return {}
+
+    def _pictures(self, rows: NDArray[np.int64]) -> list[Image.Image | None]:
+        if self.thumbnail_of is not None:
+            return [open_picture(self.thumbnail_of(int(row))) for row in rows]
+        records = self.rows.records(rows.tolist(), ["image_id", "source"])
+        batches = self._opened_table().batches(
+            columns=["image_id", "thumbnail"], sources={record["source"] for record in records}
+        )
+        found = thumbnails(batches, {record["image_id"] for record in records})
+        return [open_picture(found.get(record["image_id"])) for record in records]
 
     def row_of_key(self, key: str) -> int:
         """The row of an image of the store. KeyNotFoundError when there is none, or several."""

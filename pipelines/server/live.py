@@ -23,14 +23,18 @@ from numpy.typing import NDArray
 
 from eqmodel.errors import OrbitError
 from pipelines.artifacts import ArtifactCache
+from pipelines.decode import encode_thumbnail
 from pipelines.errors import KeyNotFoundError
-from pipelines.search import Hit, Searcher
+from pipelines.search import ANY, Hit, Only, Searcher
 from pipelines.table import EmbeddingTable
+from pipelines.turning import Look
 
 log = logging.getLogger("orbit.server")
 
 THUMBNAIL_BYTES = 128 << 20
 """Thumbnails held in memory, per publication."""
+MADE_KEPT = 4_096
+"""Thumbnails made here that are held, at most 1.5 KB each."""
 MAX_RETRY_S = 300.0
 
 
@@ -50,6 +54,7 @@ class View:
         self.collection: dict[str, Any] = facts.get("collection", {})
         self.clusters: list[dict[str, Any]] = facts.get("clusters", {}).get("clusters", [])
         self._thumbnails = Thumbnails(searcher)
+        searcher.thumbnail_of = self._stored_thumbnail
 
     @property
     def id(self) -> str:
@@ -89,18 +94,24 @@ class View:
         vector: NDArray[np.float32],
         code: NDArray[np.int8] | None,
         k: int,
-        label: str | None = None,
-        cluster: int | None = None,
+        only: Only = ANY,
+        min_score: float | None = None,
+        look: Look | None = None,
     ) -> list[Hit]:
-        """The k nearest to an embedding; with a filter, the nearest of all that pass it."""
-        if label is None and cluster is None:
-            codes = None if code is None else code[None]
-            return self.searcher.search_vectors(vector[None], k, codes)[0]
-        rows = self.searcher.rows.passing(label=label, cluster=cluster)
-        return self.searcher.search_rows(vector, k, rows, code)
+        """The k nearest to an embedding of those that count, turned when given a pose code."""
+        codes = None if code is None else code[None]
+        return self.searcher.search_vectors(vector[None], k, codes, [look], only, min_score)[0]
+
+    def look(self, row: int) -> Look | None:
+        """How an image of the store looks."""
+        return self.searcher.looks_of_rows(np.array([row]))[0]
 
     def thumbnail(self, row: int) -> bytes | None:
-        """The thumbnail of a row, from the published version of the table."""
+        """The thumbnail of a row: from the published version of the table; where there is none,
+        made of the image itself, of which only its own bytes are fetched from INPUT."""
+        return self._stored_thumbnail(row) or self._thumbnails.made(row)
+
+    def _stored_thumbnail(self, row: int) -> bytes | None:
         record = self.record(row)
         return self._thumbnails.get(str(record["source"]), str(record["key"]))
 
@@ -113,6 +124,7 @@ class Thumbnails:
         self._lock = threading.Lock()
         self._table: EmbeddingTable | None = None
         self._held: OrderedDict[str, pa.Table] = OrderedDict()
+        self._made: OrderedDict[int, bytes] = OrderedDict()
 
     def get(self, source: str, key: str) -> bytes | None:
         """The bytes, None when the image has none."""
@@ -120,6 +132,23 @@ class Thumbnails:
             table = self._of_source(source)
         place = pc.index(table["key"], key).as_py()
         data: bytes | None = table["thumbnail"][place].as_py() if place >= 0 else None
+        return data
+
+    def made(self, row: int) -> bytes | None:
+        """A thumbnail made here of the original; None when that cannot be read. The last used are
+        kept."""
+        with self._lock:
+            if row in self._made:
+                self._made.move_to_end(row)
+                return self._made[row]
+        pixels = self._searcher.originals([row]).get(row)
+        if pixels is None:
+            return None
+        data = encode_thumbnail(pixels)
+        with self._lock:
+            self._made[row] = data
+            while len(self._made) > MADE_KEPT:
+                self._made.popitem(last=False)
         return data
 
     def _of_source(self, source: str) -> pa.Table:
