@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from eqmodel.errors import OrbitError, Refused
@@ -166,6 +167,7 @@ class EmbeddingRun:
         """Settings and a sign of life under runs/, for people and for clean-up only."""
         beat = {
             "run": self._job.run,
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "model_id": self._job.model_id,
             "settings": asdict(self._job.settings),
             "shards_done": len(self._dispatch.done),
