@@ -5,23 +5,23 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eqmodel.errors import CheckpointError, OrbitError, Refused
+from eqmodel.errors import CheckpointError, Refused
 from eqmodel.groups import group
 from pipelines.artifacts import ArtifactCache
 from pipelines.errors import KeyNotFoundError, ModelMismatchError, NotPublishedError
+from pipelines.gallery import Gallery
 from pipelines.index import CLUSTERS, IndexSpec, Sidecar, open_index
 from pipelines.models import checkpoint_of_store
-from pipelines.originals import read_originals
-from pipelines.pictures import Pose, from_pixels, open_picture, poses_of, thumbnails
+from pipelines.pictures import Pose, from_pixels, poses_of
 from pipelines.storage import Folder
-from pipelines.table import EmbeddingTable, PublicationLog, PublicationRow
+from pipelines.table import PublicationLog, PublicationRow
 from pipelines.turning import Look, look_of, refined
 
 if TYPE_CHECKING:
@@ -91,9 +91,7 @@ class Searcher:
         self._index = open_index(folder, digests, self.spec, self.rows)
         self._embedder: Embedder | None = None
         self._poses: list[Pose] | None = None
-        self._table: EmbeddingTable | None = None
-        self.thumbnail_of: Callable[[int], bytes | None] | None = None
-        """A row's thumbnail, for one who holds thumbnails already (the server)."""
+        self.gallery = Gallery(self.store, publication, self.rows)
 
     @classmethod
     def open(
@@ -124,7 +122,7 @@ class Searcher:
     @property
     def group_name(self) -> str:
         """The group under which an embedding does not change."""
-        return self._opened_table().identity.group
+        return self.gallery.table.identity.group
 
     @property
     def embedder(self) -> Embedder:
@@ -183,7 +181,7 @@ class Searcher:
             return []
         rows = np.array([self.row_of_key(key) for key in keys])
         codes = np.asarray(self.rows.poses[rows]) if align else None
-        looks = self.looks_of_rows(rows) if align else None
+        looks = self.gallery.looks(rows.tolist()) if align else None
         vectors = np.asarray(self.rows.vectors[rows])
         return self.search_vectors(vectors, k, codes, looks, only, min_score)
 
@@ -236,45 +234,10 @@ class Searcher:
         return self._hits(rows[order], scores[order], poses)
 
     def _refined(self, look: Look, rows: NDArray[np.int64], poses: list[Pose]) -> list[Pose]:
-        acting, first = group(self.group_name), rows[:REFINED]
-        known = self.looks_of_rows(first)
-        step, mirrored = 360 / acting.n, acting.mirrored
-        return refined(look, known, poses[:REFINED], step, mirrored) + poses[REFINED:]
-
-    def looks_of_rows(self, rows: NDArray[np.int64]) -> list[Look | None]:
-        """How images of the store look: by their thumbnails, where there is none by the originals,
-        None where those cannot be read either."""
-        found = self._pictures(rows)
-        looks = [None if picture is None else look_of(picture) for picture in found]
-        missing = {int(row) for row, look in zip(rows, looks, strict=True) if look is None}
-        originals = self.originals(sorted(missing)) if missing else {}
-        return [
-            look_of(from_pixels(originals[int(row)])) if look is None and row in originals else look
-            for row, look in zip(rows, looks, strict=True)
-        ]
-
-    def originals(self, rows: Sequence[int]) -> dict[int, NDArray[Any]]:
-        """Decoded images of INPUT by row: those that are there unchanged, and can be reached."""
-        table = self._opened_table()
-        known = table.known()
-        records = {row: self.rows.records([row])[0] for row in rows}
-        for record in records.values():
-            file = known.get(record["source"])
-            record["source_etag"] = record["source_etag"] if file is None else file.etag
-        try:
-            return read_originals(table.identity.input_url, records, buckets=table.identity.buckets)
-        except (OrbitError, OSError):
-            return {}
-
-    def _pictures(self, rows: NDArray[np.int64]) -> list[Image.Image | None]:
-        if self.thumbnail_of is not None:
-            return [open_picture(self.thumbnail_of(int(row))) for row in rows]
-        records = self.rows.records(rows.tolist(), ["image_id", "source"])
-        batches = self._opened_table().batches(
-            columns=["image_id", "thumbnail"], sources={record["source"] for record in records}
-        )
-        found = thumbnails(batches, {record["image_id"] for record in records})
-        return [open_picture(found.get(record["image_id"])) for record in records]
+        acting = group(self.group_name)
+        looks = self.gallery.looks(rows[:REFINED].tolist())
+        found = refined(look, looks, poses[:REFINED], 360 / acting.n, acting.mirrored)
+        return found + poses[REFINED:]
 
     def row_of_key(self, key: str) -> int:
         """The row of an image of the store. KeyNotFoundError when there is none, or several."""
@@ -294,23 +257,15 @@ class Searcher:
 
     def thumbnails(self, hits: Iterable[Hit]) -> Mapping[str, bytes]:
         """Thumbnails by image_id of the hits that have one, from the published table version."""
-        hits = list(hits)
-        if not hits:
-            return {}
-        batches = self._opened_table().batches(
-            columns=["image_id", "thumbnail"], sources={hit.source for hit in hits}
-        )
-        found = thumbnails(batches, {int(hit.image_id) for hit in hits})
-        return {str(image_id): data for image_id, data in found.items()}
+        ids = [int(hit.image_id) for hit in hits]
+        rows = self.rows.rows_of(np.array(ids, np.int64)).tolist()
+        found = zip(ids, rows, strict=True)
+        stored = {str(number): self.gallery.stored(row) for number, row in found if row >= 0}
+        return {name: data for name, data in stored.items() if data}
 
     def picture_of_key(self, key: str) -> Image.Image | None:
         """The thumbnail of an image of the store; None when it has none. KeyNotFoundError."""
-        record = self.rows.records([self.row_of_key(key)])[0]
-        batches = self._opened_table().batches(
-            columns=["image_id", "thumbnail"], sources=[record["source"]]
-        )
-        found = thumbnails(batches, [record["image_id"]])
-        return open_picture(found.get(record["image_id"]))
+        return self.gallery.picture(self.row_of_key(key))
 
     def refresh(self) -> Searcher:
         """The searcher of the live publication: this one, or a new one when it has changed."""
@@ -351,17 +306,6 @@ class Searcher:
             return [Pose()] * len(rows)
         best = best_pose(code, np.asarray(self.rows.poses[rows]), acting)
         return [self._poses[int(g)] for g in best]
-
-    def _opened_table(self) -> EmbeddingTable:
-        if self._table is None:
-            row = self.publication
-            self._table = EmbeddingTable.open(self.store, row.model_id, row.table_version)
-        if self._table is None:
-            raise NotPublishedError(
-                f"{self.store.url}: the embeddings of publication {self.publication.id} are gone; "
-                "run 'orbit run' again"
-            )
-        return self._table
 
     def _load_model(self) -> Embedder:
         from eqmodel import Embedder
