@@ -40,6 +40,7 @@ class EmbeddingRun:
         self._job, self._table, self._progress, self._started = job, table, progress, started
         self._clock = Clock()
         self._waiting: list[Receipt] = []
+        self._seen = 0
         self._landed: list[Receipt] = []
         self._removed: list[KnownFile] = []
         self._last_receipt: float | None = None
@@ -129,6 +130,7 @@ class EmbeddingRun:
         if not self._table.holds(receipt):
             return False
         self._waiting.append(receipt)
+        self._seen += receipt.num_embedded + receipt.num_rejected
         faultpoint("driver.received")
         self._last_receipt = time.monotonic()
         return True
@@ -177,9 +179,7 @@ class EmbeddingRun:
         self._job.store.write(f"runs/{self._job.run}/heartbeat.json", json.dumps(beat).encode())
 
     def _say(self, stage: str) -> None:
-        receipts = [*self._landed, *self._waiting]
-        images = sum(r.num_embedded + r.num_rejected for r in receipts)
-        note = f"{images:,} images" if images else ""
+        note = f"{self._seen:,} images" if self._seen else ""
         self._progress(stage, len(self._dispatch.done), self._dispatch.total, note)
 
     # -- the end ------------------------------------------------------------------------------
