@@ -20,7 +20,7 @@ ifeq ($(filter cpu gpu,$(FAISS)),)
 $(error FAISS=$(FAISS): expected cpu or gpu)
 endif
 
-.PHONY: help setup demo test check test-unit test-faults test-cluster lint types imports bench sample checkpoint sbom audit clean
+.PHONY: help setup demo test check test-unit test-faults test-cluster test-scale lint types imports bench sample checkpoint sbom audit clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -54,6 +54,9 @@ test-faults: $(READY)  ## the whole fault suite: minutes; ORBIT_TEST_SEED=N repe
 test-cluster: $(READY)  ## the long tests on Ray clusters, and of training on several workers: minutes
 	@$(BIN)/python -m pytest -m cluster_slow $(TEST_FLAGS)
 
+test-scale: $(READY)  ## the tests at full size: a million vectors, 10,000 connections, Ray Serve
+	@$(BIN)/python -m pytest tests -m scale --timeout=0 $(TEST_FLAGS)
+
 check: lint types imports  ## ruff, mypy --strict, import-linter
 
 lint: $(READY)
@@ -66,7 +69,7 @@ imports: $(READY)
 	@$(BIN)/lint-imports --no-cache
 
 bench: $(READY)  ## the benchmarks in tests/bench, one after another
-	@$(BIN)/python -m pytest tests/bench -s --timeout=0 $(TEST_FLAGS)
+	@$(BIN)/python -m pytest tests/bench -o python_files='bench_*.py' -s --timeout=0 $(TEST_FLAGS)
 
 sample: $(READY)  ## make jobs/sample again from Fashion-MNIST (DATA=folder with the IDX files, else downloaded)
 	@$(BIN)/python -m jobs.sample.make_sample $(if $(DATA),--from $(DATA))

@@ -213,7 +213,8 @@ def assemble(
     )
     fitted = under(tensors, "projection.")
     shape = document["projection"]
-    projection = Projection(len(fitted["keep"]), shape["coordinates"], shape["dim"], shape["kinds"])
+    names = ("coordinates", "linear", "kinds", "kinds_dim")
+    projection = Projection(len(fitted["keep"]), *(shape[name] for name in names))
     projection.load_state_dict(fitted)
     if tensors["pose"].shape != (config.features, POSE_FEATURES):
         raise CheckpointError("the checkpoint's map to pose codes does not fit its architecture")

@@ -21,14 +21,15 @@ from eqmodel.embedder import BATCH, POSE_FEATURES, Embedder, describe
 from eqmodel.errors import Refused, TrainingError
 from eqmodel.kinds import FEWEST, fit_kinds
 from eqmodel.preprocess import PreprocessSpec
-from eqmodel.projection import Projection, fit_projection, kinds_of, with_kinds
+from eqmodel.projection import Projection, fit_projection, with_kinds
 from eqmodel.readouts import readout
 from eqmodel.settings import TrainConfig
 from eqmodel.views import JITTERS, Jitter, random_turns, random_views
 
 MAX_INVARIANCE_ERROR = 1e-5
 COORDINATES = 256  # of the projection, before it is cut to an embedding
-KINDS_FITTED_ON = 12_000  # images, at most, that the head for kinds is trained on
+FITTED_ON = 12_000  # images, at most, that the head for kinds is trained on
+PROJECTION_IMAGES = 6000  # of them, that the projection is fitted on
 ORBITS = ("none", "turned", "jittered")
 MAX_FLOOR = 1e-2  # the projection's floor is raised up to here where rounding asks for it
 
@@ -40,22 +41,26 @@ def finish(
     config: TrainConfig,
     held_out: list[NDArray[Any]],
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Round the weights as stored, fit projection and pose map, embed the golden images."""
+    """Round the weights as stored, fit projection, head and pose map on pixels (N, C, S, S), at
+    most 12,000 in random order; embed the golden images, the first of those held out.
+    """
     model, golden = rounded(model), held_out[:8]
-    views, codes = free_turns(model, pixels[torch.randperm(len(pixels))[:6000]], config)
+    views, codes = free_turns(model, pixels[:PROJECTION_IMAGES], config)
     pose, floor = pose_map(codes), config.floor
     while True:
         projection = fit_projection(views, COORDINATES, power=config.power, floor=floor)
         projection = with_head(projection, model, spec, pose, pixels, config)
         embedder = Embedder(model, spec, projection, pose)
-        if rounding_error(embedder, held_out) <= MAX_INVARIANCE_ERROR / 4 or floor >= MAX_FLOOR:
+        if rounding_error(embedder, held_out) <= MAX_INVARIANCE_ERROR / 8 or floor >= MAX_FLOOR:
             break
         floor *= 10.0
     described = {
         "kind": "orbit-discriminant",
         "dim": projection.dim,
         "coordinates": int(projection.matrix.shape[1]),
+        "linear": projection.linear,
         "kinds": projection.kinds,
+        "kinds_dim": projection.dim - projection.linear,
         "power": config.power,
         "floor": floor,
         "orbits": config.orbits,
@@ -82,13 +87,11 @@ def with_head(
     """The projection cut to the dimension asked for, with a head for kinds where it is to have
     one and there are images enough to find neighbours.
     """
-    count = min(len(pixels), KINDS_FITTED_ON)
-    if not config.kinds or count < FEWEST:
+    if not config.kinds or len(pixels) < FEWEST:
         return projection.first(config.dim)
     embedder = Embedder(model, spec, projection, pose)
-    some = pixels[torch.randperm(len(pixels))[:count]]
-    parts = [embedder.coordinates(part.float()) for part in some.split(BATCH)]
-    head = fit_kinds(torch.cat(parts).float(), kinds_of(config.dim))
+    parts = [embedder.coordinates(part.float()) for part in pixels.split(BATCH)]
+    head = fit_kinds(torch.cat(parts).float(), max(config.dim // 4, 1))
     return with_kinds(projection, head, config.dim, config.kinds)
 
 

@@ -34,11 +34,13 @@ class Projection(nn.Module):
     scale: Tensor  # (F',)
     matrix: Tensor  # (F', K) float16, evaluated as stored
 
-    def __init__(self, kept: int, coordinates: int, dim: int, kinds: float = 0.0) -> None:
+    def __init__(
+        self, kept: int, coordinates: int, linear: int, kinds: float = 0.0, kinds_dim: int = 0
+    ) -> None:
+        """Zeros for ``kept`` of the features; d = ``linear`` + ``kinds_dim``."""
         super().__init__()
-        self.kinds = kinds
-        self.head = KindsHead(coordinates, kinds_of(dim)) if kinds else None
-        self.linear = min(dim - (kinds_of(dim) if kinds else 0), coordinates)
+        self.kinds, self.linear = kinds, linear
+        self.head = KindsHead(coordinates, kinds_dim) if kinds else None
         self.register_buffer("keep", torch.zeros(kept, dtype=torch.int32))
         for name in ("eps", "mean", "scale"):
             self.register_buffer(name, torch.zeros(kept))
@@ -74,15 +76,10 @@ class Projection(nn.Module):
         return found
 
 
-def kinds_of(dim: int) -> int:
-    """How many of ``dim`` values the head for kinds has: a quarter."""
-    return max(dim // 4, 1)
-
-
 def with_kinds(linear: Projection, head: KindsHead, dim: int, kinds: float) -> Projection:
-    """A fitted projection with a head beside it, ``dim`` values in all."""
+    """A fitted projection with a head beside it, at most ``dim`` values in all."""
     kept, coordinates = linear.matrix.shape
-    whole = Projection(kept, coordinates, dim, kinds)
+    whole = Projection(kept, coordinates, min(dim - head.dim, coordinates), kinds, head.dim)
     whole.load_state_dict(linear.state_dict(), strict=False)
     whole.head = head
     return whole

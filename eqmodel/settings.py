@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from eqmodel.autoencoder import AutoencoderConfig, fitting_size, sides
 from eqmodel.errors import Refused
 from eqmodel.objective import Objective
+from eqmodel.peers import Peers
 from eqmodel.preprocess import PreprocessSpec, channels_of
 from eqmodel.projection import FLOOR
 
@@ -67,8 +68,14 @@ class TrainConfig:
     recommended: bool = False
 
 
-def fitted_to(images: Sequence[NDArray[Any]], config: TrainConfig) -> TrainConfig:
-    """The config with image size and channels from the data where they were left open."""
+def fitted_to(
+    images: Sequence[NDArray[Any]],
+    config: TrainConfig,
+    peers: Peers = Peers(),  # noqa: B008 - frozen
+) -> TrainConfig:
+    """The config with image size, channels and epochs from the data where they were left open; all
+    peers take the leader's.
+    """
     if len(images) < 32:
         raise Refused(f"{len(images)} images are too few to train on; at least 32 are needed")
     if config.channels is None:
@@ -78,11 +85,18 @@ def fitted_to(images: Sequence[NDArray[Any]], config: TrainConfig) -> TrainConfi
         median = float(np.median([max(image.shape[:2]) for image in images]))
         config = replace(config, image_size=fitting_size(median))
     if config.images_seen is not None:
-        config = replace(config, epochs=max(1, round(config.images_seen / len(images))))
+        config = replace(
+            config, epochs=max(1, round(config.images_seen / len(images) / peers.size))
+        )
     if config.channels is None or not 1 <= config.channels <= 8:
         raise Refused(f"the images have {config.channels} channels; 1 to 8 are possible")
     sides(config.image_size or 0)
-    return config
+    return replace(
+        config,
+        image_size=int(peers.agreed(config.image_size or 0)),
+        channels=int(peers.agreed(config.channels)),
+        epochs=int(peers.agreed(config.epochs)),
+    )
 
 
 def preprocess_spec(config: TrainConfig) -> PreprocessSpec:

@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ from eqmodel.actions import border_background
 from eqmodel.autoencoder import Autoencoder
 from eqmodel.embedder import BATCH
 from eqmodel.errors import TrainingError
-from eqmodel.finishing import finish, gate, provenance
-from eqmodel.objective import Objective
+from eqmodel.finishing import FITTED_ON, finish, gate, provenance
+from eqmodel.peers import Peers
 from eqmodel.preprocess import PreprocessSpec, preprocess
 from eqmodel.resume import TrainingState
 from eqmodel.settings import TrainConfig, fitted_to, objective_of, preprocess_spec
@@ -54,25 +55,33 @@ def train(
     *,
     progress: Progress | None = None,
     source: str = "",
+    peers: Peers = Peers(),  # noqa: B008 - frozen
 ) -> dict[str, Any]:
     """Train on images of any sizes and write a checkpoint to the folder ``out``; returns its card.
 
+    With ``peers``, each process has images of its own; the leader writes, the others return {}.
+    Images with a method ``room(shape)`` get their model input there (on disk, say), not in memory.
     Resumes by itself from ``out``.training when it was stopped. Raises Refused for images that do
     not fit, TrainingError when the finished model is not invariant to 1e-5 or not finite.
     """
-    config = fitted_to(images, config)
+    config = fitted_to(images, config, peers)
     torch.manual_seed(config.seed)
     spec = preprocess_spec(config)
     pixels = as_inputs(images, spec)
     if config.padded is None:
-        config = replace(config, padded=fills_corners(pixels))
+        config = replace(config, padded=bool(peers.agreed(fills_corners(pixels))))
     order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(config.seed))
     held = min(max(int(len(pixels) * config.held_out), 8), 2000, len(pixels) // 2)
     held_out, train_on = order[:held], order[held:]
-    model, record = fit(pixels, train_on, held_out, config, Path(f"{out}.training"), progress)
+    state = Path(f"{out}.training")
+    model, record = fit(pixels, train_on, held_out, config, state, progress, peers)
+    count = round(peers.mean(len(train_on)) * peers.size)
+    if not peers.leads:
+        return {}
     unseen = [images[int(i)] for i in held_out[:64]]
-    embedder_tensors, document = finish(model, spec, pixels[train_on], config, unseen)
-    document["card"] = provenance(config, model, record, len(train_on), source)
+    chosen = train_on[torch.randperm(len(train_on))[:FITTED_ON]]
+    embedder_tensors, document = finish(model, spec, pixels[chosen], config, unseen)
+    document["card"] = provenance(config, model, record, count, source)
     checkpoint.save(out, embedder_tensors, document)
     card = gate(out, [images[int(i)] for i in held_out[:500]])
     shutil.rmtree(f"{out}.training", ignore_errors=True)
@@ -81,9 +90,9 @@ def train(
 
 def as_inputs(images: Sequence[NDArray[Any]], spec: PreprocessSpec) -> Tensor:
     """All images as one (N, C, S, S) float16 tensor: half the memory, 11 bits of each pixel."""
-    out = torch.empty(
-        len(images), spec.channels, spec.image_size, spec.image_size, dtype=torch.float16
-    )
+    shape = (len(images), spec.channels, spec.image_size, spec.image_size)
+    room = getattr(images, "room", None)
+    out: Tensor = torch.empty(shape, dtype=torch.float16) if room is None else room(shape)
     for start in range(0, len(images), 1024):
         out[start : start + 1024] = preprocess(images[start : start + 1024], spec)
     return out
@@ -109,6 +118,7 @@ def fit(
     config: TrainConfig,
     folder: Path,
     progress: Progress | None,
+    peers: Peers = Peers(),  # noqa: B008 - frozen
 ) -> tuple[Autoencoder, dict[str, Any]]:
     """Train until the epochs, the minutes or the patience run out; returns the model and its
     record.
@@ -116,33 +126,39 @@ def fit(
     The state is saved in ``folder`` after every epoch and taken up again from there.
     """
     objective = objective_of(config).to(config.device)
+    joined = peers.joined(objective)
     optimiser = torch.optim.AdamW(
         objective.parameters(), lr=config.learning_rate, weight_decay=1e-3
     )
     state = TrainingState.open(folder, objective, optimiser, asdict(config))
+    if not peers.leads:
+        torch.manual_seed(config.seed + 1_000_003 * (state.epoch * peers.size + peers.rank))
+    size = max(2, config.batch_size // peers.size)
+    steps = peers.fewest(count_batches(len(train_on), size))
     while state.epoch < config.epochs and not state.finished:
         began, loss, seen = time.monotonic(), 0.0, 0
-        for batch in batches(len(train_on), config.batch_size):
-            share = state.share(config, seen / len(train_on), time.monotonic() - began)
+        for batch in islice(batches(train_on, size), steps):
+            done = state.share(config, seen / len(train_on), time.monotonic() - began)
+            share = peers.agreed(done)
             if share >= 1.0:
                 break
             for settings in optimiser.param_groups:
                 settings["lr"] = config.learning_rate * schedule(share)
-            images = pixels[train_on[batch]].float().to(config.device)
-            loss += step(objective, optimiser, images) * len(batch)
+            loss += step(joined, optimiser, pixels[batch].float().to(config.device)) * len(batch)
             seen += len(batch)
-        elapsed = time.monotonic() - began
-        error = reconstruction_error(objective.model, pixels[held_out], config)
+        elapsed = peers.agreed(time.monotonic() - began)
+        error = peers.mean(reconstruction_error(objective.model, pixels[held_out], config))
+        loss = peers.mean(loss / max(seen, 1))
         state.finish_epoch(error, elapsed, config)
         if progress is not None:
             share = state.share(config, 0.0, 0.0)
-            rate = seen / max(elapsed, 1e-9)
+            rate = seen * peers.size / max(elapsed, 1e-9)
             progress(
                 EpochReport(
                     state.epoch,
                     config.epochs,
                     min(share, 1.0),
-                    loss / max(seen, 1),
+                    loss,
                     error,
                     rate,
                     state.finished or share >= 1.0,
@@ -158,7 +174,7 @@ def fit(
     return objective.model.to("cpu"), record
 
 
-def step(objective: Objective, optimiser: torch.optim.Optimizer, images: Tensor) -> float:
+def step(objective: torch.nn.Module, optimiser: torch.optim.Optimizer, images: Tensor) -> float:
     """One step of gradient descent; returns the loss. Raises TrainingError when it is not
     finite.
     """
@@ -179,12 +195,17 @@ def schedule(share: float) -> float:
     return min(share / 0.05 + 0.02, 1.0) * 0.5 * (1.0 + float(np.cos(np.pi * share)))
 
 
-def batches(count: int, size: int) -> Iterator[Tensor]:
-    """The numbers below ``count`` in random order, in batches; a last batch of less than half the
-    size is left out.
+def count_batches(count: int, size: int) -> int:
+    """How many batches ``batches`` makes of so many indices."""
+    return count // size + (2 * (count % size) >= min(size, count) and count % size > 0)
+
+
+def batches(indices: Tensor, size: int) -> Iterator[Tensor]:
+    """The indices in random order, in batches; a last batch of less than half the size is left
+    out.
     """
-    for part in torch.randperm(count).split(size):
-        if 2 * len(part) >= min(size, count):
+    for part in indices[torch.randperm(len(indices))].split(size):
+        if 2 * len(part) >= min(size, len(indices)):
             yield part
 
 

@@ -10,6 +10,7 @@ from jobs.console import Verbs, add, run
 from jobs.demo import demo
 from jobs.embed import embed
 from jobs.evaluate import evaluate
+from jobs.export import export
 from jobs.gc import gc
 from jobs.index import index
 from jobs.jobs import jobs as jobs_verb
@@ -69,6 +70,7 @@ for command in (
     gc,
     publish,
     evaluate,
+    export,
     submit,
     jobs_verb,
     schedule,

@@ -60,7 +60,7 @@ class Stopped(OrbitError):
 def verb(
     example: str, own_flags_first: bool = False
 ) -> Callable[[Callable[..., Any]], Callable[..., None]]:
-    """Make a command of a function that returns an `Answer` (or nothing).
+    """Make a command of a function that returns an `Answer`, several one by one, or nothing.
 
     With `own_flags_first`, everything after the first argument is taken verbatim: the flags there
     are those of another verb.
@@ -80,7 +80,8 @@ def verb(
             try:
                 with contextlib.redirect_stdout(sys.stderr), span(function.__name__):
                     answer = function(**gather(groups, flags))
-                tell(answer, as_json=bool(flags.get("as_json")), stdout=stdout)
+                for part in answer if isinstance(answer, Iterator) else [answer]:
+                    tell(part, as_json=bool(flags.get("as_json")), stdout=stdout)
             except Exception:
                 if debug:
                     print(redacted(traceback.format_exc()), file=sys.stderr)

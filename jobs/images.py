@@ -12,13 +12,31 @@ from eqmodel.errors import Refused
 STDIN = "-"
 
 
+def expand(names: Sequence[str]) -> tuple[list[str], set[str]]:
+    """The images named, in order, each folder replaced by the images in it and below by name; and
+    those that were found in a folder. Refused for a folder without one."""
+    from pipelines.shards.types import is_image
+
+    found: list[str] = []
+    inside: set[str] = set()
+    for name in names:
+        if name == STDIN or "://" in name or not Path(name).is_dir():
+            found.append(name)
+            continue
+        files = sorted(file for file in Path(name).rglob("*") if file.is_file())
+        images = [str(file) for file in files if is_image(file.name)]
+        if not images:
+            raise Refused(f"no image in the folder '{name}': expected files such as .png or .jpg")
+        found += images
+        inside |= set(images)
+    return found, inside
+
+
 def check_named(names: Sequence[str]) -> None:
-    """Refuse before any work when a local file is not there, or is a folder."""
+    """Refuse before any work when a local file is not there."""
     for name in names:
         if name == STDIN or "://" in name:
             continue
-        if Path(name).is_dir():
-            raise Refused(f"'{name}' is a folder, expected an image file: name the files in it")
         if not Path(name).is_file():
             raise Refused(f"no image '{name}': expected a file, a URL, or - for standard input")
     if list(names).count(STDIN) > 1:

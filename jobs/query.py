@@ -1,6 +1,7 @@
 """`orbit query`: the nearest images of a store to images, or to keys it holds."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,56 +9,97 @@ import typer
 from numpy.typing import NDArray
 
 from eqmodel.errors import ChannelError, Refused
+from jobs.answers import Writer, check_out
 from jobs.console import Answer, Json, run_alone, verb
-from jobs.images import STDIN, check_named, read_images
+from jobs.images import STDIN, check_named, expand, read_images
 from jobs.table import table
 
 if TYPE_CHECKING:
-    from pipelines.search import Hit, Searcher
+    from pipelines.errors import IncompleteError
+    from pipelines.search import Hit, Only, Searcher
 
 BATCH = 256
 """Query images held in memory at once."""
 
 
+@dataclass(frozen=True)
+class Wish:
+    """How many neighbours, turned or not, and which count."""
+
+    k: int
+    align: bool
+    only: "Only"
+    min_score: float | None
+
+    def asked(self) -> dict[str, Any]:
+        """As the searcher takes it."""
+        return {
+            "k": self.k,
+            "align": self.align,
+            "only": self.only,
+            "min_score": self.min_score,
+        }
+
+
 def search(
-    searcher: "Searcher", images: Sequence[str], keys: Sequence[str], k: int, align: bool
-) -> list[tuple[str, "list[Hit]"]]:
-    """(query, its neighbours) for each image, then for each key, in the order asked."""
-    found: list[tuple[str, list[Hit]]] = []
+    searcher: "Searcher",
+    images: Sequence[str],
+    inside: Collection[str],
+    keys: Sequence[str],
+    wish: Wish,
+) -> "Iterator[list[tuple[str, list[Hit] | str]]]":
+    """Batches of (query, its neighbours): each image, then each key, in the order asked.
+
+    An image that cannot be read is Refused, but for one that was found in a folder.
+    """
     for start in range(0, len(images), BATCH):
         names = images[start : start + BATCH]
-        pixels = list(read_images(names))
-        check_channels(searcher, names, pixels)
-        hits = searcher.search(pixels, k, align=align)
-        found.extend(zip(names, hits, strict=True))
-    if keys:
-        found.extend(zip(keys, searcher.search_keys(list(keys), k, align=align), strict=True))
-    return found
+        answers: dict[str, list[Hit] | str] = {}
+        pixels: dict[str, NDArray[Any]] = {}
+        for name in names:
+            try:
+                (pixels[name],) = read_images([name])
+                check_channels(searcher, name, pixels[name])
+            except (Refused, OSError) as error:
+                if name not in inside:
+                    raise
+                pixels.pop(name, None)
+                answers[name] = " ".join(str(error).split())
+        hits = searcher.search(list(pixels.values()), **wish.asked())
+        answers |= dict(zip(pixels, hits, strict=True))
+        yield [(name, answers[name]) for name in names]
+    for start in range(0, len(keys), BATCH):
+        part = list(keys[start : start + BATCH])
+        yield list(zip(part, searcher.search_keys(part, **wish.asked()), strict=True))
 
 
-def check_channels(
-    searcher: "Searcher", names: Sequence[str], images: Sequence[NDArray[Any]]
-) -> None:
+def check_channels(searcher: "Searcher", name: str, image: NDArray[Any]) -> None:
     """ChannelError that names the image which does not fit the store's model."""
-    for name, image in zip(names, images, strict=True):
-        try:
-            searcher.embedder.accepts(image)
-        except ChannelError as error:
-            raise ChannelError(f"'{name}': {error}") from error
+    try:
+        searcher.embedder.accepts(image)
+    except ChannelError as error:
+        raise ChannelError(f"'{name}': {error}") from error
 
 
-def as_document(found: "Sequence[tuple[str, list[Hit]]]") -> dict[str, Any]:
+def as_document(found: "Sequence[tuple[str, list[Hit] | str]]") -> dict[str, Any]:
     """The JSON object of design: results in the order asked."""
     return {
         "results": [
-            {"query": query, "neighbours": [hit.as_dict() for hit in hits]} for query, hits in found
+            {"query": query, "neighbours": [], "error": hits}
+            if isinstance(hits, str)
+            else {"query": query, "neighbours": [hit.as_dict() for hit in hits]}
+            for query, hits in found
         ]
     }
 
 
-def as_text(found: "Sequence[tuple[str, list[Hit]]]") -> str:
+def as_text(found: "Sequence[tuple[str, list[Hit] | str]]") -> str:
     """One table per query, best first."""
-    return "\n\n".join(f"{query}\n{neighbours(hits)}" for query, hits in found)
+    parts = [
+        f"{query}\n{f'  {hits}' if isinstance(hits, str) else neighbours(hits)}"
+        for query, hits in found
+    ]
+    return "\n\n".join(parts)
 
 
 def neighbours(hits: "Sequence[Hit]", indent: str = "  ") -> str:
@@ -86,28 +128,61 @@ def pose_text(pose: dict[str, Any] | None) -> str:
     return "mirrored" if pose["angle_degrees"] == 0 else f"mirrored, turned {angle}"
 
 
-def draw(
-    searcher: "Searcher",
-    path: Path,
-    images: Sequence[str],
-    found: "Sequence[tuple[str, list[Hit]]]",
-) -> None:
-    """Write the contact sheet: a row per query; one asked by key has no picture of its own."""
+def draw(searcher: "Searcher", path: Path, found: "Sequence[tuple[str, list[Hit] | str]]") -> None:
+    """Write the contact sheet: a row per query; one asked by key has the picture of its image."""
     from pipelines.sheet import MAX_ROWS, write_sheet
 
-    shown = [name for name in images if name != STDIN][:MAX_ROWS]
-    pictures = dict(zip(shown, read_images(shown), strict=True))
-    rows = [(pictures.get(query), hits) for query, hits in found]
-    hits = [hit for _, answers in rows[:MAX_ROWS] for hit in answers]
-    write_sheet(path, rows, searcher.thumbnails(hits))
+    asked = [(query, hits) for query, hits in found if not isinstance(hits, str)]
+    rows = [(picture_of(searcher, query), hits) for query, hits in asked[:MAX_ROWS]]
+    rows += [(None, hits) for _, hits in asked[MAX_ROWS:]]
+    shown = [hit for _, hits in rows[:MAX_ROWS] for hit in hits]
+    write_sheet(path, rows, searcher.thumbnails(shown))
+
+
+def picture_of(searcher: "Searcher", query: str) -> "Any":
+    """The pixels of an image file, the thumbnail of a key; standard input was read already."""
+    if query == STDIN:
+        return None
+    try:
+        return next(iter(read_images([query])))
+    except (Refused, OSError):
+        return searcher.picture_of_key(query)
+
+
+def report(
+    found: "Sequence[tuple[str, list[Hit] | str]]", num_failed: int, words: str
+) -> "IncompleteError | None":
+    """The error of a folder in which some images could not be read."""
+    from pipelines.errors import IncompleteError
+
+    first = next((f"{name}: {hits}" for name, hits in found if isinstance(hits, str)), "")
+    if not num_failed:
+        return None
+    return IncompleteError(f"{num_failed} images could not be asked; the first: {first}{words}")
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Which images count."""
+
+    label: Annotated[str | None, typer.Option(help="only images with this label")] = None
+    source: Annotated[str | None, typer.Option(help="only images of this shard")] = None
+    cluster: Annotated[int | None, typer.Option(help="only images in this cluster")] = None
+    min_score: Annotated[
+        float | None, typer.Option(min=-1.0, max=1.0, help="none that scores less")
+    ] = None
 
 
 @verb("orbit query STORE photo.png")
 def query(
     store: Annotated[str, typer.Argument(metavar="STORE", help="folder or URL of the store")],
+    filters: Filters,
     images: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[IMAGE]...", help="image files; - reads one from standard input"),
+        typer.Argument(
+            metavar="[IMAGE]...",
+            help="image files, or folders of them; - reads one from standard input",
+        ),
     ] = None,
     key: Annotated[
         list[str] | None, typer.Option(help="search from an image of the store, by its key")
@@ -119,20 +194,56 @@ def query(
     sheet: Annotated[
         Path | None, typer.Option(help="write a contact sheet of the answers to this PNG")
     ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="write the answers to this .parquet or .jsonl instead"),
+    ] = None,
     as_json: Json = False,
 ) -> Answer:
     """Find the nearest images of a store, whatever way up they are."""
     names, keys = images or [], key or []
     if not names and not keys:
         raise Refused("nothing to search for: name image files after STORE, or a key with --key")
+    names, inside = expand(names)
     check_named(names)
-    from pipelines.search import Searcher
+    if out is not None:
+        check_out(out)
+    from pipelines.search import Only, Searcher
 
     searcher = Searcher.open(store)
-    found = search(searcher, names, keys, k, align or sheet is not None)
+    only = Only(filters.label, filters.source, filters.cluster)
+    wish = Wish(k, align or sheet is not None, only, filters.min_score)
+    batches = search(searcher, names, inside, keys, wish)
+    if out is not None:
+        return written(out, batches, searcher, sheet)
+    found = [answer for batch in batches for answer in batch]
     if sheet is not None:
-        draw(searcher, sheet, names, found)
-    return Answer(as_document(found), as_text(found))
+        draw(searcher, sheet, found)
+    failed = sum(isinstance(hits, str) for _, hits in found)
+    return Answer(as_document(found), as_text(found), report(found, failed, ""))
+
+
+def written(
+    out: Path,
+    batches: "Iterator[list[tuple[str, list[Hit] | str]]]",
+    searcher: "Searcher",
+    sheet: Path | None,
+) -> Answer:
+    """Write the answers to a file, batch by batch, and tell how many there are."""
+    from pipelines.sheet import MAX_ROWS
+
+    shown: list[tuple[str, list[Hit] | str]] = []
+    failed: list[tuple[str, list[Hit] | str]] = []
+    with Writer(out) as writer:
+        for batch in batches:
+            writer.write(batch)
+            shown += batch[: MAX_ROWS - len(shown)] if sheet is not None else []
+            failed += [answer for answer in batch if isinstance(answer[1], str)][: 1 - len(failed)]
+    if sheet is not None:
+        draw(searcher, sheet, shown)
+    told = f"{out}: {writer.num_neighbours:,} neighbours of {writer.num_queries:,} queries"
+    words = f"; the others are in {out}"
+    return Answer(writer.as_document(), told, report(failed, writer.num_failed, words))
 
 
 if __name__ == "__main__":

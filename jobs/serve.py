@@ -3,12 +3,16 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from eqmodel.errors import Refused
 from jobs.console import Json, run_alone, verb
 from jobs.flags import Store
+
+if TYPE_CHECKING:
+    from pipelines.server.settings import ServerSettings
 
 
 @verb("orbit serve s3://bucket/store --port 8000")
@@ -29,6 +33,11 @@ def serve(
     ] = 5.0,
     max_body_mib: Annotated[int, typer.Option(min=1, help="largest upload")] = 32,
     max_queue: Annotated[int, typer.Option(min=1, help="searches at once before 429")] = 64,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="local|auto|URL", help="serve on Ray Serve instead of this process"),
+    ] = None,
+    replicas: Annotated[int, typer.Option(min=1, help="of the server, with --ray")] = 1,
     as_json: Json = False,
 ) -> None:
     """Search a store over HTTP, and serve a page to do it with.
@@ -45,6 +54,11 @@ def serve(
         poll_s=poll,
         limits=Limits(body_bytes=max_body_mib << 20, queue=max_queue),
     )
+    if replicas > 1 and ray is None:
+        raise Refused(f"--replicas {replicas} is for Ray Serve: add --ray local, auto or a URL")
+    if ray is not None:
+        serve_on_ray(settings, ray, replicas, as_json)
+        return
     from pipelines.server import Live
     from pipelines.server import serve as run_server
 
@@ -57,6 +71,32 @@ def serve(
         print(f"open {url} (Ctrl-C stops)", file=sys.stderr, flush=True)
 
     run_server(settings, ready)
+
+
+def serve_on_ray(settings: "ServerSettings", mode: str, replicas: int, as_json: bool) -> None:
+    """Deploy the app on Ray Serve, and stay until stopped."""
+    from pipelines import open_store
+    from pipelines.errors import NotPublishedError
+    from pipelines.pool.serving import serve_on_ray as run_on_ray
+
+    rows = open_store(settings.store).publications()
+    if not rows:
+        raise NotPublishedError(
+            f"{settings.store} holds no publication yet; make one with 'orbit index STORE'"
+        )
+
+    def ready(url: str) -> None:
+        if as_json:
+            told = {
+                "url": url,
+                "publication": rows[-1].id,
+                "num_images": rows[-1].facts.get("num_embedded"),
+                "replicas": replicas,
+            }
+            print(json.dumps(told), file=sys.__stdout__, flush=True)
+        print(f"open {url}, {replicas} replicas (Ctrl-C stops)", file=sys.stderr, flush=True)
+
+    run_on_ray(settings, mode, replicas, ready)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,10 @@
 """`orbit train`: a checkpoint from a bucket of images, without labels."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from numpy.typing import NDArray
 
 from eqmodel.errors import Refused
 from jobs.console import Answer, Json, run_alone, verb
@@ -15,10 +12,10 @@ from jobs.progress import Progress, progress
 
 if TYPE_CHECKING:
     from eqmodel.training import EpochReport, TrainConfig
+    from pipelines.training import StoredImages
 
 MIN_IMAGES = 32
-MAX_PIXEL_BYTES = 4 << 30
-"""Decoded images held in memory; a collection that has more is trained on a part of it."""
+ANY_SIDE = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -74,50 +71,35 @@ class TrainFlags:
 
         return TrainConfig(**vars(self))
 
+    @property
+    def largest_side(self) -> int:
+        """Pixels of a stored image: twice the model's input, where the scale does not count."""
+        from pipelines.training.reading import LARGEST_SIDE
 
-def read_collection(url: str, limit: int, seed: int, show: Progress) -> list[NDArray[Any]]:
-    """Images of INPUT, decoded, at most `limit`, spread over its shards; rejects are left out."""
-    from pipelines.shards import list_shards
-    from pipelines.storage import Folder
-
-    folder = Folder(url)
-    shards = list_shards(folder, buckets=64)
-    if not shards:
-        raise Refused(f"{url} holds no image, tar or Parquet file: nothing to train on")
-    images: list[NDArray[Any]] = []
-    held = 0
-    for done, shard in enumerate(shuffled(shards, seed), start=1):
-        share = -(-(limit - len(images)) // (len(shards) - done + 1))
-        for image in islice(decoded(folder, shard), share):
-            images.append(image)
-            held += image.nbytes
-            if held >= MAX_PIXEL_BYTES:
-                show.say(f"{len(images):,} images fill {held / 1e9:.1f} GB: training on these")
-                return images
-        show("reading", done, len(shards), f"{len(images):,} images")
-    return images
+        if self.fit == "native":
+            return ANY_SIDE
+        return min(LARGEST_SIDE, 2 * self.image_size) if self.image_size else LARGEST_SIDE
 
 
-def shuffled(shards: list[Any], seed: int) -> list[Any]:
-    """The shards in an order that the seed decides."""
-    import numpy as np
+@dataclass(frozen=True)
+class WorkerFlags:
+    """Training by several workers, each with a part of the images."""
 
-    return [shards[n] for n in np.random.default_rng(seed).permutation(len(shards))]
-
-
-def decoded(folder: Any, shard: Any) -> Iterator[NDArray[Any]]:
-    """The images of one shard that can be decoded, up to where it is damaged."""
-    from pipelines.decode import decode
-    from pipelines.errors import Rejected
-    from pipelines.shards import Damage, ReadOptions, read_shard
-
-    for sample in read_shard(folder, shard, ReadOptions()):
-        if isinstance(sample, Damage):
-            return
-        try:
-            yield decode(sample.data)
-        except Rejected:
-            continue
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="train on so many Ray workers [default: here, alone]")
+    ] = None
+    cpus_per_worker: Annotated[float, typer.Option(min=0.1, help="CPUs of each")] = 1.0
+    ray: Annotated[
+        str,
+        typer.Option(metavar="local|auto|URL", envvar="ORBIT_RAY", help="the Ray of these workers"),
+    ] = "local"
+    shared: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="where workers of several machines keep their state [default: beside MODEL]",
+        ),
+    ] = None
 
 
 def epochs_shown(show: Progress) -> Any:
@@ -139,20 +121,77 @@ def train(
     source: Annotated[str, typer.Argument(metavar="INPUT", help="folder or URL of the images")],
     out: Annotated[Path, typer.Option(metavar="MODEL", help="folder that gets the checkpoint")],
     flags: TrainFlags,
-    limit: Annotated[int, typer.Option(min=MIN_IMAGES, help="images used, at most")] = 60_000,
+    workers: WorkerFlags,
+    limit: Annotated[
+        int | None, typer.Option(min=MIN_IMAGES, help="images used, at most [default: all]")
+    ] = None,
     as_json: Json = False,
 ) -> Answer:
-    """Train a checkpoint on a collection's own images. Stopped, it resumes where it was."""
+    """Train a checkpoint on a collection's own images. Stopped, it resumes where it was.
+
+    The images are read once and kept on disk, in MODEL.training, until the model is done.
+    """
     with progress() as show:
-        images = read_collection(source, limit, flags.seed, show)
-        if len(images) < MIN_IMAGES:
-            raise Refused(
-                f"{source} gave {len(images)} readable images, expected {MIN_IMAGES} at least"
-            )
+        if workers.workers is not None:
+            return by_workers(source, out, flags, workers, limit, show)
+        images = read_here(source, out, flags, limit, show)
         from eqmodel.training import train as train_model
 
         card = train_model(images, out, flags.config(), progress=epochs_shown(show), source=source)
-    return Answer({"model": str(out), "num_images": len(images), **card}, card_text(out, card))
+    return answer(out, card, len(images))
+
+
+def read_here(
+    source: str, out: Path, flags: TrainFlags, limit: int | None, show: Progress
+) -> "StoredImages":
+    """The collection on this disk. Refused when too little of it can be read."""
+    from pipelines.training import read_images
+
+    images = read_images(
+        source,
+        Path(f"{out}.training", "images"),
+        show,
+        limit=limit,
+        seed=flags.seed,
+        largest_side=flags.largest_side,
+    )
+    if len(images) < MIN_IMAGES:
+        raise Refused(
+            f"{source} gave {len(images)} readable images, expected {MIN_IMAGES} at least"
+        )
+    return images
+
+
+def by_workers(
+    source: str,
+    out: Path,
+    flags: TrainFlags,
+    workers: WorkerFlags,
+    limit: int | None,
+    show: Progress,
+) -> Answer:
+    """The same by Ray workers, each with a part of the images."""
+    from pipelines.training.workers import Training, train_on_workers
+
+    training = Training(
+        source=source,
+        out=out.absolute(),
+        config=flags.config(),
+        workers=workers.workers or 1,
+        cpus_per_worker=workers.cpus_per_worker,
+        ray=workers.ray,
+        shared=workers.shared,
+        limit=limit,
+        largest_side=flags.largest_side,
+    )
+    card = train_on_workers(training, show, epochs_shown(show))
+    return answer(out, card, int(card["num_images"]))
+
+
+def answer(out: Path, card: dict[str, Any], num_images: int) -> Answer:
+    """What the training came to."""
+    document = {"model": str(out), "num_images": num_images, **card}
+    return Answer(document, card_text(out, card))
 
 
 def card_text(out: Path, card: dict[str, Any]) -> str:

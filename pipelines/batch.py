@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from eqmodel.errors import OrbitError
 from pipelines import guards, scratch
 from pipelines.config import EmbedSettings
-from pipelines.errors import InputError
+from pipelines.errors import IncompleteError, InputError
 from pipelines.faults import faultpoint
 from pipelines.models import find_checkpoint, keep_copy, model_id_of
 from pipelines.shards import ReadOptions, Shard, list_shards
@@ -122,7 +123,12 @@ def run_input(
     read = read_options(settings)
     faultpoint("driver.embedded")
     go_live = settings.go_live or not settings.new_model
-    return publish_version(Folder(settings.store), summary, options, progress, read, go_live)
+    try:
+        return publish_version(Folder(settings.store), summary, options, progress, read, go_live)
+    except OrbitError as error:
+        if summary.failure is None or error.exit_code > 128:
+            raise
+        raise IncompleteError(f"{summary.failure}; and nothing was published: {error}") from error
 
 
 def prepare_job(settings: EmbedSettings, place: Path, progress: Progress) -> Job:

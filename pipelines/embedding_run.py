@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from eqmodel.errors import OrbitError, Refused
@@ -15,7 +16,7 @@ from pipelines.embed import WorkerSettings
 from pipelines.errors import IncompleteError, SettingsError
 from pipelines.faults import faultpoint
 from pipelines.layout import Layout, lay_out
-from pipelines.pool import Growth, Pool, PoolSettings, memory_there, ray_session
+from pipelines.pool import Growth, Pool, PoolSettings, largest_node, memory_there, ray_session
 from pipelines.shards import list_shards
 from pipelines.signals import StopRequest, stop_requests
 from pipelines.summary import Clock, EmbedSummary
@@ -39,12 +40,14 @@ class EmbeddingRun:
         self._job, self._table, self._progress, self._started = job, table, progress, started
         self._clock = Clock()
         self._waiting: list[Receipt] = []
+        self._seen = 0
         self._landed: list[Receipt] = []
         self._removed: list[KnownFile] = []
         self._last_receipt: float | None = None
         self._next_commit = 0.0
         self._next_heartbeat = 0.0
         self._failures: dict[str, str] = {}
+        self._ending = "what was done is committed"
         self._dispatch = self._new_dispatch(job.work)
 
     def execute(self) -> EmbedSummary:
@@ -60,7 +63,7 @@ class EmbeddingRun:
                     "use a cluster with --ray, or leave the flag out"
                 )
             growth = Growth(
-                lay_out(cpus, gpus, self._dispatch.total, flags, memory_there()),
+                lay_out(cpus, gpus, self._dispatch.total, flags, memory_there(), largest_node()),
                 most=min(flags.max_workers or self._dispatch.total, self._dispatch.total),
                 joined=settings.ray != "local",
                 asked=flags.max_workers is not None,
@@ -70,7 +73,7 @@ class EmbeddingRun:
                 fatal = self._work(pool, stop)
                 self._note_times(pool)
                 rates = None if fatal or stop() else pool.calibrate()
-                self._commit(final=fatal is None and not stop())
+                self._commit_last(fatal, stop())
         scratch.clean_stale()  # of workers, which are ended by force
         reached = None
         if rates is not None:
@@ -128,6 +131,7 @@ class EmbeddingRun:
         if not self._table.holds(receipt):
             return False
         self._waiting.append(receipt)
+        self._seen += receipt.num_embedded + receipt.num_rejected
         faultpoint("driver.received")
         self._last_receipt = time.monotonic()
         return True
@@ -162,10 +166,20 @@ class EmbeddingRun:
         self._removed += committed.removed
         self._dispatch.drop(self._table.foreign())
 
+    def _commit_last(self, fatal: Failure | None, stopped: bool) -> None:
+        """What is done; where that fails too, what had ended the run is still told first."""
+        try:
+            self._commit(final=fatal is None and not stopped)
+        except OrbitError as error:
+            if fatal is None:
+                raise
+            self._ending = f"the last commit failed too: {error}"
+
     def _beat(self) -> None:
         """Settings and a sign of life under runs/, for people and for clean-up only."""
         beat = {
             "run": self._job.run,
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "model_id": self._job.model_id,
             "settings": asdict(self._job.settings),
             "shards_done": len(self._dispatch.done),
@@ -175,9 +189,7 @@ class EmbeddingRun:
         self._job.store.write(f"runs/{self._job.run}/heartbeat.json", json.dumps(beat).encode())
 
     def _say(self, stage: str) -> None:
-        receipts = [*self._landed, *self._waiting]
-        images = sum(r.num_embedded + r.num_rejected for r in receipts)
-        note = f"{images:,} images" if images else ""
+        note = f"{self._seen:,} images" if self._seen else ""
         self._progress(stage, len(self._dispatch.done), self._dispatch.total, note)
 
     # -- the end ------------------------------------------------------------------------------
@@ -204,7 +216,7 @@ class EmbeddingRun:
             return stop.error()
         if fatal is not None:
             kind = Refused if fatal.exit_code == Refused.exit_code else IncompleteError
-            return kind(f"{fatal.message}; what was done is committed")
+            return kind(f"{fatal.message}; {self._ending}")
         if self._failures:
             source, reason = next(iter(sorted(self._failures.items())))
             return IncompleteError(

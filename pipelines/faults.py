@@ -39,6 +39,7 @@ POINTS = {
     "publish.uploading": "an artifact has been uploaded, others may be missing",
     "publish.row": "every artifact is in the store and no row names them",
     "publish.visible": "the row of a publication is in the log",
+    "gc.retire": "clean-up is about to empty the table of a model without publications",
     "gc.forget": "clean-up knows what to drop and has changed nothing",
     "gc.delete": "clean-up is about to delete one object",
     "erase.commit": "files without the erased rows are uploaded and not named",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, replace
 
@@ -61,12 +62,17 @@ class Layout:
 
 
 def lay_out(
-    cpus: float, gpus: float, shards: int, flags: WorkerFlags, memory: float | None = None
+    cpus: float,
+    gpus: float,
+    shards: int,
+    flags: WorkerFlags,
+    memory: float | None = None,
+    largest_node: float = math.inf,
 ) -> Layout:
     """One GPU for each worker where there are GPUs, else one CPU; never more workers than shards.
 
     CPUs that nobody asked for are shared out among the workers, so that a few shards on a large
-    machine still use it. MIN workers are started even where they do not fit at once: a cluster
+    machine still use it; a worker fits on the machine with the most CPUs (``largest_node``). MIN workers are started even where they do not fit at once: a cluster
     may grow.
     """
     each_gpus = flags.gpus_per_worker
@@ -83,7 +89,9 @@ def lay_out(
     if flags.max_workers is not None:
         possible = min(possible, flags.max_workers)
     workers = max(1, min(max(possible, flags.min_workers or 1), shards))
-    each_cpus = asked_cpus if asked_cpus is not None else float(max(1, int(cpus // workers)))
+    each_cpus = asked_cpus
+    if each_cpus is None:
+        each_cpus = float(max(1, int(min(cpus // workers, largest_node))))
     restricted = flags.max_workers is not None or asked_cpus is not None
     return Layout(
         workers=workers,

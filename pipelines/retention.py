@@ -3,10 +3,13 @@
 Needed, and never touched: the newest ``keep`` publications (the live one always) and those younger
 than the grace, with their artifacts and the files of their table versions; the newest version of
 every table; files that a commit younger than the grace has dropped, since someone may be reading
-them. Of the rest goes what is older than the grace, by the storage's own clock, and not of a run
+them; checkpoints of models that a publication or rows of a table are of. When the last publication
+of a model goes, its table is emptied by one commit before, unless that was written to within the
+grace or a run with a heartbeat is of that model; a later clean-up takes its files and checkpoint.
+ Of the rest goes what is older than the grace, by the storage's own clock, and not of a run
 whose heartbeat is younger than that. Whatever is not named as Orbit names things is left alone.
 
-Order: objects are listed, then rows of old publications are dropped from the log in one commit,
+Order: objects are listed, then tables are emptied, rows of old publications dropped in one commit,
 then the log is read again, then objects are deleted one by one. An ``orbit publish`` of a dropped
 row either came before that commit, and is seen, or fails; so nothing that became live is deleted.
 Killed anywhere, the store is whole, and the next clean-up takes the rest.
@@ -36,6 +39,7 @@ _DATA = re.compile(r"^embeddings/([0-9a-f]+)/[0-9a-f]{16}/(?P<run>[^/-]+)-[^/]+\
 _ARTIFACT = re.compile(r"^artifacts/(?P<id>[^/]+)/[^/]+$")
 _ROW = re.compile(r"^publications/(?P<name>-?\d{7,}-[^/]+\.parquet)$")
 _RUN = re.compile(r"^runs/(?P<run>[^/]+)(/|$)")
+_MODEL = re.compile(r"^models/(?P<model>[^/]+)/[^/]+$")
 _COMMIT = re.compile(r"/_delta_log/\d{20}\.json$")
 _LEFTOVER = re.compile(r"(^|/)\.orbit-[^/]+$")
 
@@ -66,6 +70,7 @@ class Cleaned:
     dry_run: bool
     garbage: list[Garbage] = field(default_factory=list)
     forgotten: list[str] = field(default_factory=list)
+    retired: list[str] = field(default_factory=list)
     num_publications: int = 0
     num_kept: int = 0
 
@@ -79,6 +84,7 @@ class Cleaned:
             "num_kept": self.num_kept,
             "num_publications": self.num_publications,
             "forgotten": self.forgotten,
+            "retired": self.retired,
             "removed": [vars(found) for found in self.garbage],
         }
 
@@ -110,6 +116,7 @@ class _Collector:
         log = PublicationLog.open(self.store)
         rows = [] if log is None else log.rows()
         forgotten = self._to_forget(rows)
+        retired = self._retire([row for row in rows if row not in forgotten], forgotten)
         if log is not None and forgotten and not self.options.dry_run:
             faultpoint("gc.forget")
             log.forget({row.seq for row in forgotten})
@@ -122,6 +129,7 @@ class _Collector:
             self.options.dry_run,
             garbage=garbage,
             forgotten=[row.id for row in forgotten],
+            retired=retired,
             num_publications=len(rows),
             num_kept=len(self.listing) - len(garbage),
         )
@@ -139,8 +147,39 @@ class _Collector:
             for found in self.listing
             if found.path.startswith("publications/") and self._is_old(found)
         }
-        candidates = rows[: -self.options.keep]
-        return [row for row in candidates if f"{row.seq:08d}-{row.id}.parquet" in old]
+        keep = self.options.keep
+        waiting = [row for row in rows if row.seq <= 0]  # never live; the newest has the lowest seq
+        beyond = [*waiting[keep:], *[row for row in rows if row.seq > 0][:-keep]]
+        return [row for row in beyond if f"{row.seq:08d}-{row.id}.parquet" in old]
+
+    def _retire(
+        self, kept: Sequence[PublicationRow], forgotten: Sequence[PublicationRow]
+    ) -> list[str]:
+        """Empty the tables of models whose last publication goes; returns their ids."""
+        ended = {row.model_id for row in forgotten} - {row.model_id for row in kept}
+        retired = []
+        for model_id in sorted(ended - self._models_at_work()):
+            table = EmbeddingTable.open(self.store, model_id)
+            if table is None or not table.known() or self._written_lately(model_id):
+                continue
+            retired.append(model_id)
+            if not self.options.dry_run:
+                faultpoint("gc.retire")
+                table.commit([], list(table.known()))
+        return retired
+
+    def _models_at_work(self) -> set[str]:
+        """Models of the runs that are alive."""
+        found = set()
+        for run in self._alive():
+            beat = f"runs/{run}/heartbeat.json"
+            if self.store.stat(beat) is not None:
+                found.add(str(json.loads(self.store.read(beat)).get("model_id")))
+        return found
+
+    def _written_lately(self, model_id: str) -> bool:
+        log = self.store.child(f"embeddings/{model_id}")
+        return any(not self._is_old(entry) for entry in aged(log, "_delta_log"))
 
     def _garbage(self, rows: Sequence[PublicationRow], log: PublicationLog | None) -> list[Garbage]:
         needed = {file.path for row in rows for file in row.files}
@@ -148,6 +187,7 @@ class _Collector:
         named = set[str]() if log is None else set(log.paths().values())
         named |= self._dropped_lately(self.store.child("publications"), "publications")
         needed |= {f"publications/{name}" for name in named}
+        needed |= self._needed_checkpoints(rows)
         alive = self._alive()
         found: list[Garbage] = []
         for entry in self.listing:
@@ -167,6 +207,8 @@ class _Collector:
             return "of no retained publication"
         if _ROW.match(entry.path):
             return "row of no publication"
+        if _MODEL.match(entry.path):
+            return "of a model without publication and rows"
         if run is not None:
             return None if run["run"] in alive else "of a run that has ended"
         return "left by an interrupted write" if _LEFTOVER.search(entry.path) else None
@@ -200,6 +242,16 @@ class _Collector:
             paths |= self._dropped_lately(self.store.child(name), name)
             needed |= {f"{name}/{path}" for path in paths}
         return needed
+
+    def _needed_checkpoints(self, rows: Sequence[PublicationRow]) -> set[str]:
+        """Files of models that a publication, the rows of a table or a running job are of."""
+        models = {row.model_id for row in rows} | self._models_at_work()
+        found = {e.path: match["model"] for e in self.listing if (match := _MODEL.match(e.path))}
+        for model_id in set(found.values()) - models:
+            table = EmbeddingTable.open(self.store, model_id)
+            if table is not None and table.known():
+                models.add(model_id)
+        return {path for path, model_id in found.items() if model_id in models}
 
     def _dropped_lately(self, folder: Folder, name: str) -> set[str]:
         """Paths that commits younger than the grace have dropped from a table."""

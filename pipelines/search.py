@@ -16,11 +16,13 @@ from eqmodel.errors import CheckpointError, Refused
 from eqmodel.groups import group
 from pipelines.artifacts import ArtifactCache
 from pipelines.errors import KeyNotFoundError, ModelMismatchError, NotPublishedError
+from pipelines.gallery import Gallery
 from pipelines.index import CLUSTERS, IndexSpec, Sidecar, open_index
 from pipelines.models import checkpoint_of_store
-from pipelines.pictures import Pose, open_picture, poses_of, thumbnails
+from pipelines.pictures import Pose, from_pixels, poses_of
 from pipelines.storage import Folder
-from pipelines.table import EmbeddingTable, PublicationLog, PublicationRow
+from pipelines.table import PublicationLog, PublicationRow
+from pipelines.turning import Look, look_of, refined
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 
 MAX_K = 10_000
 CHUNK = 65_536
+REFINED = 64
+"""Of so many hits the turn is looked for on pixels; that of the others is the group's element."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,21 @@ class Hit:
         return found
 
 
+@dataclass(frozen=True)
+class Only:
+    """Which images count: those with a label, of a source, in a cluster; None: any."""
+
+    label: str | None = None
+    source: str | None = None
+    cluster: int | None = None
+
+    def __bool__(self) -> bool:
+        return self != Only()
+
+
+ANY = Only()
+
+
 class Searcher:
     """Neighbours from one publication; the model is loaded when the first image is asked."""
 
@@ -72,7 +91,7 @@ class Searcher:
         self._index = open_index(folder, digests, self.spec, self.rows)
         self._embedder: Embedder | None = None
         self._poses: list[Pose] | None = None
-        self._table: EmbeddingTable | None = None
+        self.gallery = Gallery(self.store, publication, self.rows)
 
     @classmethod
     def open(
@@ -103,7 +122,7 @@ class Searcher:
     @property
     def group_name(self) -> str:
         """The group under which an embedding does not change."""
-        return self._opened_table().identity.group
+        return self.gallery.table.identity.group
 
     @property
     def embedder(self) -> Embedder:
@@ -122,11 +141,17 @@ class Searcher:
         self._embedder = embedder
 
     def search(
-        self, images: Sequence[NDArray[Any]], k: int = 10, align: bool = False
+        self,
+        images: Sequence[NDArray[Any]],
+        k: int = 10,
+        align: bool = False,
+        only: Only = ANY,
+        min_score: float | None = None,
     ) -> list[list[Hit]]:
         """The k nearest images to each of ``images`` (pixels of any size), best first.
 
-        Refused for a k outside 1 to 10,000; ChannelError when an image does not fit the model.
+        With ``align`` each has the turn that makes it the query, found on pixels where there are
+        any. Refused for a k outside 1 to 10,000; ChannelError when an image does not fit the model.
         """
         _check_k(k)
         if not len(images):
@@ -134,9 +159,19 @@ class Searcher:
         for image in images:
             self.embedder.accepts(image)
         vectors, codes = self.embedder.encode(self.embedder.preprocess(images))
-        return self.search_vectors(vectors, k, codes if align else None)
+        if not align:
+            return self.search_vectors(vectors, k, only=only, min_score=min_score)
+        looks = [look_of(from_pixels(image)) for image in images]
+        return self.search_vectors(vectors, k, codes, looks, only, min_score)
 
-    def search_keys(self, keys: Sequence[str], k: int = 10, align: bool = False) -> list[list[Hit]]:
+    def search_keys(
+        self,
+        keys: Sequence[str],
+        k: int = 10,
+        align: bool = False,
+        only: Only = ANY,
+        min_score: float | None = None,
+    ) -> list[list[Hit]]:
         """The k nearest images to images of the store itself, from their stored embeddings.
 
         A key is ``KEY`` or, where several sources have it, ``SOURCE/KEY``. KeyNotFoundError.
@@ -144,34 +179,39 @@ class Searcher:
         _check_k(k)
         if not keys:
             return []
-        rows = [self.row_of_key(key) for key in keys]
+        rows = np.array([self.row_of_key(key) for key in keys])
         codes = np.asarray(self.rows.poses[rows]) if align else None
-        return self.search_vectors(np.asarray(self.rows.vectors[rows]), k, codes)
+        looks = self.gallery.looks(rows.tolist()) if align else None
+        vectors = np.asarray(self.rows.vectors[rows])
+        return self.search_vectors(vectors, k, codes, looks, only, min_score)
 
     def search_vectors(
-        self, vectors: NDArray[np.float32], k: int, codes: NDArray[np.int8] | None = None
+        self,
+        vectors: NDArray[np.float32],
+        k: int,
+        codes: NDArray[np.int8] | None = None,
+        looks: Sequence[Look | None] | None = None,
+        only: Only = ANY,
+        min_score: float | None = None,
     ) -> list[list[Hit]]:
-        """The k nearest images to unit embeddings (Q, d); aligned when given pose codes (Q, p)."""
+        """The k nearest images to unit embeddings (Q, d); aligned when given pose codes (Q, p), on
+        pixels when given looks. Where only some images count all of those are compared."""
         _check_k(k)
         if not len(self.rows):
             return [[] for _ in vectors]
-        _, ids = self._index.search(vectors, min(k, len(self.rows)))
+        if only:
+            passing = self.rows.passing(only.label, only.source, only.cluster)
+            near = [passing] * len(vectors)
+        else:
+            _, ids = self._index.search(vectors, min(k, len(self.rows)))
+            near = [self.rows.rows_of(found[found >= 0]) for found in ids]
         answers = []
-        for number, (query, found) in enumerate(zip(vectors, ids, strict=True)):
-            rows = self.rows.rows_of(found[found >= 0])
-            answers.append(self._ranked(query, rows, k, None if codes is None else codes[number]))
+        for number, (query, rows) in enumerate(zip(vectors, near, strict=True)):
+            code = None if codes is None else codes[number]
+            look = None if looks is None else looks[number]
+            hits = self._ranked(query, rows, k, code, look)
+            answers.append([hit for hit in hits if min_score is None or hit.score >= min_score])
         return answers
-
-    def search_rows(
-        self,
-        vector: NDArray[np.float32],
-        k: int,
-        rows: NDArray[np.int64],
-        code: NDArray[np.int8] | None = None,
-    ) -> list[Hit]:
-        """The k nearest among some rows of the sidecar, every one of them compared: exact."""
-        _check_k(k)
-        return self._ranked(vector, rows, k, code)
 
     def _ranked(
         self,
@@ -179,6 +219,7 @@ class Searcher:
         rows: NDArray[np.int64],
         k: int,
         code: NDArray[np.int8] | None,
+        look: Look | None,
     ) -> list[Hit]:
         """By exact score, equal ones by image_id: the answer does not depend on the index."""
         if len(rows) > CHUNK:
@@ -188,7 +229,15 @@ class Searcher:
         scores = self.rows.vectors[rows].astype(np.float64) @ query.astype(np.float64)
         order = np.lexsort((self.rows.ids_of(rows), -np.round(scores, 7)))[:k]
         poses = None if code is None else self._align(code, rows[order])
+        if poses is not None and look is not None:
+            poses = self._refined(look, rows[order], poses)
         return self._hits(rows[order], scores[order], poses)
+
+    def _refined(self, look: Look, rows: NDArray[np.int64], poses: list[Pose]) -> list[Pose]:
+        acting = group(self.group_name)
+        looks = self.gallery.looks(rows[:REFINED].tolist())
+        found = refined(look, looks, poses[:REFINED], 360 / acting.n, acting.mirrored)
+        return found + poses[REFINED:]
 
     def row_of_key(self, key: str) -> int:
         """The row of an image of the store. KeyNotFoundError when there is none, or several."""
@@ -208,23 +257,15 @@ class Searcher:
 
     def thumbnails(self, hits: Iterable[Hit]) -> Mapping[str, bytes]:
         """Thumbnails by image_id of the hits that have one, from the published table version."""
-        hits = list(hits)
-        if not hits:
-            return {}
-        batches = self._opened_table().batches(
-            columns=["image_id", "thumbnail"], sources={hit.source for hit in hits}
-        )
-        found = thumbnails(batches, {int(hit.image_id) for hit in hits})
-        return {str(image_id): data for image_id, data in found.items()}
+        ids = [int(hit.image_id) for hit in hits]
+        rows = self.rows.rows_of(np.array(ids, np.int64)).tolist()
+        found = zip(ids, rows, strict=True)
+        stored = {str(number): self.gallery.stored(row) for number, row in found if row >= 0}
+        return {name: data for name, data in stored.items() if data}
 
     def picture_of_key(self, key: str) -> Image.Image | None:
         """The thumbnail of an image of the store; None when it has none. KeyNotFoundError."""
-        record = self.rows.records([self.row_of_key(key)])[0]
-        batches = self._opened_table().batches(
-            columns=["image_id", "thumbnail"], sources=[record["source"]]
-        )
-        found = thumbnails(batches, [record["image_id"]])
-        return open_picture(found.get(record["image_id"]))
+        return self.gallery.picture(self.row_of_key(key))
 
     def refresh(self) -> Searcher:
         """The searcher of the live publication: this one, or a new one when it has changed."""
@@ -265,17 +306,6 @@ class Searcher:
             return [Pose()] * len(rows)
         best = best_pose(code, np.asarray(self.rows.poses[rows]), acting)
         return [self._poses[int(g)] for g in best]
-
-    def _opened_table(self) -> EmbeddingTable:
-        if self._table is None:
-            row = self.publication
-            self._table = EmbeddingTable.open(self.store, row.model_id, row.table_version)
-        if self._table is None:
-            raise NotPublishedError(
-                f"{self.store.url}: the embeddings of publication {self.publication.id} are gone; "
-                "run 'orbit run' again"
-            )
-        return self._table
 
     def _load_model(self) -> Embedder:
         from eqmodel import Embedder

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from eqmodel.errors import OrbitError
 from pipelines.artifacts import ArtifactCache
 from pipelines.errors import NotPublishedError, StoreError
 from pipelines.search import Hit, Searcher
@@ -19,6 +23,10 @@ from pipelines.table import CANDIDATE, EmbeddingTable, PublicationLog, Publicati
 
 if TYPE_CHECKING:
     import pandas as pd
+
+RUNS_LOOKED_AT = 8
+SILENT_S = 150.0
+"""Seconds after which a run counts as ended: two and a half heartbeats."""
 
 
 def open_store(url: str, cache: str | os.PathLike[str] | None = None) -> Store:
@@ -105,6 +113,19 @@ class Store:
             "up_to_date": bool(current and live and live.table_version == self.table.version),
             "publication": None if live is None else describe(live, self.url),
         }
+
+    def runs_at_work(self) -> list[dict[str, Any]]:
+        """Runs with a sign of life in the last minutes: how many shards are done, newest last."""
+        beats = [e.path for e in self.folder.entries("runs") if e.path.endswith("/heartbeat.json")]
+        found: list[dict[str, Any]] = []
+        for path in sorted(beats)[-RUNS_LOOKED_AT:]:
+            with suppress(OrbitError, ValueError, KeyError):
+                beat = json.loads(self.folder.read(path))
+                age = (datetime.now(UTC) - datetime.fromisoformat(beat["time"])).total_seconds()
+                if age < SILENT_S:
+                    names = ("run", "shards_done", "shards_total", "table_version")
+                    found.append({name: beat[name] for name in names})
+        return found
 
     def _live(self) -> PublicationRow:
         rows = self.publications()

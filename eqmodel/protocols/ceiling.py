@@ -102,7 +102,7 @@ def train_with_labels(
     while state.share(config, 0.0, 0.0) < 1.0:
         began, loss, seen = time.monotonic(), 0.0, 0
         model.train()
-        for batch in batches(len(pixels), config.batch_size):
+        for batch in batches(torch.arange(len(pixels)), config.batch_size):
             share = state.share(config, seen / len(pixels), time.monotonic() - began)
             if share >= 1.0:
                 break

@@ -1,7 +1,7 @@
 """A pool of Ray actors that pull shards: the only package that imports Ray for the batch job."""
 
 from pipelines.pool.driver import Pool, PoolSettings
-from pipelines.pool.growth import Growth, memory_there
+from pipelines.pool.growth import Growth, largest_node, memory_there
 from pipelines.pool.session import ray_session
 
-__all__ = ["Growth", "Pool", "PoolSettings", "memory_there", "ray_session"]
+__all__ = ["Growth", "Pool", "PoolSettings", "largest_node", "memory_there", "ray_session"]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -22,8 +24,24 @@ from pipelines.telemetry import worker_log
 class Ready:
     """A worker's word that its model is loaded."""
 
+
+@dataclass(frozen=True)
+class Whereabouts:
+    """A process: its id, the ``machine`` in which that id means something, and its Ray node."""
+
     pid: int
-    host: str
+    machine: str
+    node: str
+
+
+def whereabouts() -> Whereabouts:
+    """Of this process. Containers of one machine have process ids of their own."""
+    machine = socket.gethostname()
+    with suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        machine = f"{boot}/{os.stat('/proc/self/ns/pid').st_ino}"
+    node = ray.get_runtime_context().get_node_id() if ray.is_initialized() else ""
+    return Whereabouts(os.getpid(), machine, node)
 
 
 class ShardWorker:
@@ -40,7 +58,7 @@ class ShardWorker:
             self._embedder = ShardEmbedder(settings, name)
         except Exception as error:  # the process boundary
             return failure_of(error)
-        return Ready(os.getpid(), socket.gethostname())
+        return Ready()
 
     def embed(self, work: ShardWork) -> Receipt | Failure:
         if self._embedder is None:
@@ -56,6 +74,10 @@ class ShardWorker:
 
     def calibrate(self) -> Rates | None:
         return None if self._embedder is None else self._embedder.calibrate()
+
+    @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator]
+    def where(self) -> Whereabouts:
+        return whereabouts()
 
     @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator]
     def use_threads(self, threads: int) -> None:

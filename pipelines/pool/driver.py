@@ -8,13 +8,9 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
-import signal
-import socket
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -26,37 +22,20 @@ from pipelines.embed import ShardWork, WorkerSettings
 from pipelines.errors import RayError as OrbitRayError
 from pipelines.failures import Failure
 from pipelines.layout import Layout
-from pipelines.pool.actor import Ready, start_actor
+from pipelines.pool.actor import Ready
 from pipelines.pool.growth import node_is_lost
+from pipelines.pool.slots import Slot
 from pipelines.table import Receipt
 
 POLL_S = 0.2
 PROGRESS_EVERY_S = 2.0
 GATHER_S = 5.0
 """How long the first worker that is ready waits for the others before shards are handed out."""
+LOADING_DEADLINE_S = 120.0
+"""A worker whose process runs has its model by then, or hangs; where the deadline is shorter."""
 MAX_LOADING_DEATHS = 8
 LONGEST_RESTART_S = 5.0
 _LOGGER = logging.getLogger(__name__)
-
-
-@dataclass
-class _Slot:
-    """One actor as the driver sees it."""
-
-    name: str
-    actor: Any
-    loading: Any | None
-    changed_at: float
-    threads: int
-    ready: Ready | None = None
-    works: dict[Any, ShardWork] = field(default_factory=dict)
-    seen: int = -1
-    asked: Any | None = None
-
-    @property
-    def host(self) -> str | None:
-        """The machine it runs on, once it is ready."""
-        return None if self.ready is None else self.ready.host
 
 
 @dataclass(frozen=True)
@@ -90,7 +69,7 @@ class Pool:
     ) -> None:
         self._settings, self._on_receipt, self._on_tick = settings, on_receipt, on_tick
         self._stop = stop
-        self._slots: list[_Slot] = []
+        self._slots: list[Slot] = []
         self._numbers = itertools.count()
         self._deaths_in_a_row = 0
         self._loading_deaths = 0
@@ -105,7 +84,7 @@ class Pool:
 
     def __exit__(self, *exception: object) -> None:
         for slot in self._slots:
-            self._kill(slot)
+            slot.kill()
         self._slots = []
 
     def run(self, dispatch: Dispatch) -> Failure | None:
@@ -145,12 +124,9 @@ class Pool:
         while len(self._slots) < wanted and now >= self._next_start:
             self._slots.append(self._start(now))
 
-    def _start(self, now: float) -> _Slot:
-        layout, name = self._settings.layout, f"worker-{next(self._numbers)}"
-        actor = start_actor(layout)
-        return _Slot(
-            name, actor, actor.load.remote(self._settings.worker, name), now, layout.threads
-        )
+    def _start(self, now: float) -> Slot:
+        name = f"worker-{next(self._numbers)}"
+        return Slot.start(name, self._settings.layout, self._settings.worker, now)
 
     # -- handing out --------------------------------------------------------------------------
 
@@ -175,7 +151,7 @@ class Pool:
             self._first_ready = now
         return now - self._first_ready > GATHER_S
 
-    def _give(self, slot: _Slot, work: ShardWork, now: float) -> None:
+    def _give(self, slot: Slot, work: ShardWork, now: float) -> None:
         if not slot.works:
             slot.changed_at = now
         if self.first_handed_out is None:
@@ -188,7 +164,7 @@ class Pool:
         ready = [slot for slot in self._slots if slot.ready is not None]
         busy = [slot for slot in ready if slot.works]
         wanted = usual
-        if busy and not dispatch.pending and len({slot.host for slot in ready}) == 1:
+        if busy and not dispatch.pending and len({slot.place for slot in ready}) == 1:
             wanted = usual * len(ready) // len(busy)
         for slot in busy:
             if slot.threads != wanted:
@@ -199,7 +175,7 @@ class Pool:
 
     def _collect(self, dispatch: Dispatch) -> Failure | None:
         """Handle whatever ended within a fraction of a second."""
-        waiting: dict[Any, _Slot] = {}
+        waiting: dict[Any, Slot] = {}
         for slot in self._slots:
             waiting.update(dict.fromkeys(slot.works, slot))
             if slot.loading is not None:
@@ -225,13 +201,14 @@ class Pool:
         return None
 
     def _take(
-        self, slot: _Slot, ref: Any, result: Receipt | Failure | Ready, dispatch: Dispatch
+        self, slot: Slot, ref: Any, result: Receipt | Failure | Ready, dispatch: Dispatch
     ) -> Failure | None:
         now = time.monotonic()
         slot.changed_at = now
         if isinstance(result, Ready):
             slot.ready, slot.loading = result, None
             self._loading_deaths = 0
+            _LOGGER.info("%s is ready after %.2f s", slot.name, now - slot.started_at)
             return None
         if ref is slot.loading or ref == slot.loading:
             return result if isinstance(result, Failure) else None
@@ -254,7 +231,7 @@ class Pool:
 
     # -- ends ---------------------------------------------------------------------------------
 
-    def _bury(self, slot: _Slot, dispatch: Dispatch, why: str, lost: bool) -> None:
+    def _bury(self, slot: Slot, dispatch: Dispatch, why: str, lost: bool) -> None:
         """A worker died: its shards go elsewhere, another worker starts after a pause.
 
         ``lost``: its machine went, which says nothing of the shards it had.
@@ -267,23 +244,16 @@ class Pool:
             else:
                 dispatch.die(work.shard.source, now)
         self._remove(slot, now)
-        self._loading_deaths += slot.ready is None and not lost
-        if self._loading_deaths >= MAX_LOADING_DEATHS:
-            raise OrbitRayError(
-                f"{self._loading_deaths} workers in a row died while loading the model; give "
-                "them more memory (--workers with a smaller number)"
-            )
+        if not lost:
+            self._count_loading_death(slot)
 
-    def _remove(self, slot: _Slot, now: float) -> None:
-        self._kill(slot)
+    def _remove(self, slot: Slot, now: float) -> None:
+        slot.kill()
         self._slots.remove(slot)
         self.num_restarts += 1
         self._deaths_in_a_row += 1
         pause = min(LONGEST_RESTART_S, 0.1 * 2**self._deaths_in_a_row)
         self._next_start = now + (pause if self._deaths_in_a_row > 1 else 0.0)
-
-    def _kill(self, slot: _Slot) -> None:
-        ray.kill(slot.actor, no_restart=True)
 
     def _look_for_stuck(self, dispatch: Dispatch, now: float) -> None:
         """Ask every busy worker how far it is; end the ones that stand still past the deadline."""
@@ -291,32 +261,28 @@ class Pool:
             return
         self._next_look = now + min(PROGRESS_EVERY_S, self._settings.deadline_s / 4)
         for slot in list(self._slots):
-            self._hear(slot, now)
-            if slot.works and now - slot.changed_at > self._settings.deadline_s:
-                self._end_stuck(slot, dispatch, now)
+            slot.hear(now)
+            allowed = self._settings.deadline_s
+            allowed = allowed if slot.ready is not None else max(allowed, LOADING_DEADLINE_S)
+            if slot.busy and now - slot.changed_at > allowed:
+                self._end_stuck(slot, dispatch, now, f"no progress for {allowed:.0f} s")
 
-    def _hear(self, slot: _Slot, now: float) -> None:
-        if slot.asked is not None:
-            answered, _ = ray.wait([slot.asked], timeout=0)
-            if not answered:
-                return
-            try:
-                seen = ray.get(slot.asked)
-            except RayError:
-                return
-            if seen != slot.seen:
-                slot.seen, slot.changed_at = seen, now
-        slot.asked = slot.actor.progress.remote() if slot.works else None
-
-    def _end_stuck(self, slot: _Slot, dispatch: Dispatch, now: float) -> None:
+    def _end_stuck(self, slot: Slot, dispatch: Dispatch, now: float, reason: str) -> None:
         """The older shard is held to be the cause; the one fetched ahead goes back unharmed."""
-        first, *others = slot.works.values()
-        for work in others:
-            dispatch.give_back(work.shard.source)
-        reason = f"no progress for {self._settings.deadline_s:.0f} s"
-        dispatch.fail(first.shard.source, reason, now)
+        sources = [work.shard.source for work in slot.works.values()]
+        for source in sources[1:]:
+            dispatch.give_back(source)
+        for source in sources[:1]:
+            dispatch.fail(source, reason, now)
+        _LOGGER.info("%s: %s", slot.name, reason)
         self._remove(slot, now)
-        if slot.ready is not None and slot.ready.host == socket.gethostname():
-            # A stopped process does not hear Ray; its memory and CPU would stay taken.
-            with suppress(ProcessLookupError):
-                os.kill(slot.ready.pid, signal.SIGKILL)
+        slot.end_process()
+        self._count_loading_death(slot)
+
+    def _count_loading_death(self, slot: Slot) -> None:
+        self._loading_deaths += slot.ready is None
+        if self._loading_deaths >= MAX_LOADING_DEATHS:
+            raise OrbitRayError(
+                f"{self._loading_deaths} workers in a row died or hung while loading the model; "
+                "give them more memory (--workers with a smaller number)"
+            )

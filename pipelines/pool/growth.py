@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from contextlib import suppress
 
@@ -60,6 +61,12 @@ class Growth:
 def memory_there() -> float:
     """Bytes of memory that Ray may give to workers."""
     return float(ray.cluster_resources().get("memory", 0.0))
+
+
+def largest_node() -> float:
+    """CPUs of the machine that has the most of them; infinity while none has any."""
+    found = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
+    return float(max(found, default=0.0)) or math.inf
 
 
 def node_is_lost(error: RayError) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
@@ -16,10 +17,11 @@ from starlette.responses import JSONResponse
 
 from eqmodel.errors import ChannelError, OrbitError
 from pipelines.errors import KeyNotFoundError
+from pipelines.search import Only
 from pipelines.server import schema
 from pipelines.server.asking import Asking, Wish
 from pipelines.server.bodies import Bodies, Declined
-from pipelines.server.guard import HEADERS, Guard
+from pipelines.server.guard import HEADERS, Guard, Tickets
 from pipelines.server.live import Live, View
 from pipelines.server.metrics import Metrics
 from pipelines.server.page import page
@@ -86,10 +88,14 @@ def _search_routes(service: Service) -> APIRouter:
         k: Annotated[int, Query(description="1 to 1,000 neighbours")] = 10,
         align: Annotated[bool, Query(description="tell the turn of each")] = False,
         label: Annotated[str | None, Query(description="only images with it")] = None,
+        source: Annotated[str | None, Query(description="only images of this shard")] = None,
         cluster: Annotated[int | None, Query(description="only images in it")] = None,
+        min_score: Annotated[float | None, Query(description="-1 to 1: none below it")] = None,
     ) -> Response:
         _check_k(k, service.limits.k)
-        wish = Wish(k, align, label or None, cluster)
+        if min_score is not None and not -1 <= min_score <= 1:
+            raise Declined(400, f"min_score = {min_score}: a number from -1 to 1 is expected")
+        wish = Wish(k, align, Only(label or None, source or None, cluster), min_score)
         async with service.bodies.query(request) as query:
             view = service.live.view
             hits = await service.asking.neighbours(view, query, wish)
@@ -164,6 +170,13 @@ def _operation_routes(service: Service) -> APIRouter:
             raise Declined(404, "the publication has no report")
         headers = {"Content-Security-Policy": REPORT_POLICY}
         return Response(found, media_type="text/html", headers=headers)
+
+    @router.post("/report/ticket", include_in_schema=False)
+    async def ticket() -> dict[str, str]:
+        # The page follows it to the report at once; without a token none is needed.
+        token = service.settings.token
+        made = "" if token is None else Tickets(token).issue(time.time())
+        return {"address": f"report?ticket={made}" if made else "report"}
 
     @router.get("/info")
     async def info() -> dict[str, Any]:
@@ -253,7 +266,7 @@ def _cluster(found: dict[str, Any]) -> dict[str, Any]:
 
 def _members(view: View, found: dict[str, Any], k: int) -> list[dict[str, Any]]:
     vector, code = view.stored(view.row_of_id(found["medoid"]["image_id"]))
-    hits = view.neighbours(vector, code, k, cluster=found["cluster"])
+    hits = view.neighbours(vector, code, k, Only(cluster=found["cluster"]))
     return [hit.as_dict() for hit in hits]
 
 

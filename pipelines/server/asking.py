@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING
 
 from pipelines.decode import Caps, decode
 from pipelines.errors import Rejected
-from pipelines.search import Hit
+from pipelines.pictures import from_pixels
+from pipelines.search import ANY, Hit, Only
 from pipelines.server.batcher import Batcher, Encoded
 from pipelines.server.bodies import Declined, Query
 from pipelines.server.live import View
 from pipelines.server.metrics import Metrics
 from pipelines.server.settings import Limits
+from pipelines.turning import Look, look_of
 
 if TYPE_CHECKING:
     import torch
@@ -30,8 +32,8 @@ class Wish:
 
     k: int = 10
     align: bool = False
-    label: str | None = None
-    cluster: int | None = None
+    only: Only = ANY
+    min_score: float | None = None
 
 
 class Asking:
@@ -52,15 +54,16 @@ class Asking:
         async with self._place():
             start = time.perf_counter()
             loop = asyncio.get_running_loop()
-            vector, code = await self._encoded(view, query)
+            (vector, code), look = await self._encoded(view, query, wish.align)
             hits = await loop.run_in_executor(
                 self._threads,
                 view.neighbours,
                 vector,
                 code if wish.align else None,
                 wish.k,
-                wish.label,
-                wish.cluster,
+                wish.only,
+                wish.min_score,
+                look if wish.align else None,
             )
             self._metrics.search(time.perf_counter() - start)
             return hits
@@ -70,22 +73,25 @@ class Asking:
         self.batcher.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _encoded(self, view: View, query: Query) -> Encoded:
+    async def _encoded(self, view: View, query: Query, align: bool) -> tuple[Encoded, Look | None]:
         loop = asyncio.get_running_loop()
-        if query.image is not None:
-            prepared = await loop.run_in_executor(self._threads, self._prepare, view, query.image)
-            return await self.batcher.encode(view.searcher.embedder, prepared)
-        return await loop.run_in_executor(self._threads, _stored, view, query)
+        if query.image is None:
+            return await loop.run_in_executor(self._threads, _stored, view, query, align)
+        prepared, look = await loop.run_in_executor(
+            self._threads, self._prepare, view, query.image, align
+        )
+        return await self.batcher.encode(view.searcher.embedder, prepared), look
 
-    def _prepare(self, view: View, image: bytes) -> torch.Tensor:
-        """Encoded bytes -> (1, C, S, S); the pixels are let go at once."""
+    def _prepare(self, view: View, image: bytes, align: bool) -> tuple[torch.Tensor, Look | None]:
+        """Encoded bytes -> (1, C, S, S) and how they look; the pixels are let go at once."""
         try:
             pixels = decode(image, Caps(max_pixels=self.limits.pixels))
         except Rejected as error:
             raise Declined(_status(str(error)), f"the image cannot be read: {error}") from error
         embedder = view.searcher.embedder
         embedder.accepts(pixels)
-        return embedder.preprocess([pixels])
+        look = look_of(from_pixels(pixels)) if align else None
+        return embedder.preprocess([pixels]), look
 
     @asynccontextmanager
     async def _place(self) -> AsyncIterator[None]:
@@ -98,12 +104,12 @@ class Asking:
             self.num_asked -= 1
 
 
-def _stored(view: View, query: Query) -> Encoded:
+def _stored(view: View, query: Query, align: bool) -> tuple[Encoded, Look | None]:
     if query.key is not None:
         row = view.searcher.row_of_key(query.key)
     else:
         row = view.row_of_id(query.image_id or "")
-    return view.stored(row)
+    return view.stored(row), view.look(row) if align else None
 
 
 def _status(reason: str) -> int:

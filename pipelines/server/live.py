@@ -11,26 +11,20 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import threading
 import time
-from collections import OrderedDict
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from eqmodel.errors import OrbitError
 from pipelines.artifacts import ArtifactCache
 from pipelines.errors import KeyNotFoundError
-from pipelines.search import Hit, Searcher
-from pipelines.table import EmbeddingTable
+from pipelines.search import ANY, Hit, Only, Searcher
+from pipelines.turning import Look
 
 log = logging.getLogger("orbit.server")
 
-THUMBNAIL_BYTES = 128 << 20
-"""Thumbnails held in memory, per publication."""
 MAX_RETRY_S = 300.0
 
 
@@ -49,7 +43,6 @@ class View:
         self.report = (folder / "report.html").read_bytes() if "report.html" in wanted else None
         self.collection: dict[str, Any] = facts.get("collection", {})
         self.clusters: list[dict[str, Any]] = facts.get("clusters", {}).get("clusters", [])
-        self._thumbnails = Thumbnails(searcher)
 
     @property
     def id(self) -> str:
@@ -89,58 +82,21 @@ class View:
         vector: NDArray[np.float32],
         code: NDArray[np.int8] | None,
         k: int,
-        label: str | None = None,
-        cluster: int | None = None,
+        only: Only = ANY,
+        min_score: float | None = None,
+        look: Look | None = None,
     ) -> list[Hit]:
-        """The k nearest to an embedding; with a filter, the nearest of all that pass it."""
-        if label is None and cluster is None:
-            codes = None if code is None else code[None]
-            return self.searcher.search_vectors(vector[None], k, codes)[0]
-        rows = self.searcher.rows.passing(label=label, cluster=cluster)
-        return self.searcher.search_rows(vector, k, rows, code)
+        """The k nearest to an embedding of those that count, turned when given a pose code."""
+        codes = None if code is None else code[None]
+        return self.searcher.search_vectors(vector[None], k, codes, [look], only, min_score)[0]
+
+    def look(self, row: int) -> Look | None:
+        """How an image of the store looks."""
+        return self.searcher.gallery.looks([row])[0]
 
     def thumbnail(self, row: int) -> bytes | None:
-        """The thumbnail of a row, from the published version of the table."""
-        record = self.record(row)
-        return self._thumbnails.get(str(record["source"]), str(record["key"]))
-
-
-class Thumbnails:
-    """Thumbnails by (source, key): a shard's are read at once, and the last used shards kept."""
-
-    def __init__(self, searcher: Searcher) -> None:
-        self._searcher = searcher
-        self._lock = threading.Lock()
-        self._table: EmbeddingTable | None = None
-        self._held: OrderedDict[str, pa.Table] = OrderedDict()
-
-    def get(self, source: str, key: str) -> bytes | None:
-        """The bytes, None when the image has none."""
-        with self._lock:
-            table = self._of_source(source)
-        place = pc.index(table["key"], key).as_py()
-        data: bytes | None = table["thumbnail"][place].as_py() if place >= 0 else None
-        return data
-
-    def _of_source(self, source: str) -> pa.Table:
-        if source not in self._held:
-            batches = list(self._opened().batches(["key", "thumbnail"], sources={source}))
-            schema = pa.schema([("key", pa.string()), ("thumbnail", pa.binary())])
-            self._held[source] = pa.Table.from_batches(batches) if batches else schema.empty_table()
-            while len(self._held) > 1 and sum(t.nbytes for t in self._held.values()) > (
-                THUMBNAIL_BYTES
-            ):
-                self._held.popitem(last=False)
-        self._held.move_to_end(source)
-        return self._held[source]
-
-    def _opened(self) -> EmbeddingTable:
-        if self._table is None:
-            row = self._searcher.publication
-            self._table = EmbeddingTable.open(self._searcher.store, row.model_id, row.table_version)
-        if self._table is None:
-            raise KeyNotFoundError(f"the embeddings of publication {row.id} are gone")
-        return self._table
+        """The thumbnail of a row; None when neither table nor INPUT can give one."""
+        return self.searcher.gallery.thumbnail(row)
 
 
 class Live:

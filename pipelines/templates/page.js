@@ -262,8 +262,7 @@ async function open() {
   $("groups").replaceChildren(...facts.clusters.map((one) => group(one, colours)));
   $("none").hidden = Boolean(facts.clusters.length);
   $("kinds").hidden = !facts.clusters.length;
-  // With a token a plain link cannot ask.
-  $("report").hidden = !info.report || Boolean(token);
+  $("report").hidden = !info.report;
   $("foot").textContent = `Publication ${info.publication.id} of ${info.publication.created.slice(0, 10)}, model ${info.model.name || info.model.model_id}, group ${info.model.group.toUpperCase()}. / chooses a file, T turns to match, arrows walk the hits, Esc clears.`;
   await restore();
 }
@@ -278,6 +277,15 @@ async function restore() {
   try {
     if (said && said.item) await ask({ item: await (await call(`items/${said.item}`)).json() }, false);
     else if (said && said.cluster) await ask({ cluster: Number(said.cluster) }, false);
+  } catch (error) { complain(error); }
+}
+
+// With a token a plain link cannot ask: a ticket that is good for a minute goes in its place.
+async function follow(event) {
+  if (!token) return;
+  event.preventDefault();
+  try {
+    location.assign((await (await call("report/ticket", { method: "POST" })).json()).address);
   } catch (error) { complain(error); }
 }
 
@@ -302,6 +310,7 @@ const isTyping = (target) => target instanceof Element && target.matches("input:
 $("choose").addEventListener("click", () => $("file").click());
 $("file").addEventListener("change", () => { take($("file").files[0]); $("file").value = ""; });
 $("turn").addEventListener("click", turn);
+$("report").addEventListener("click", follow);
 $("clear").addEventListener("click", () => { history.pushState(null, "", "#search"); reset(); });
 $("dismiss").addEventListener("click", () => { $("alert").hidden = true; });
 for (const id of ["label", "cluster", "k"]) {

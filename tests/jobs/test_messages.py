@@ -168,7 +168,7 @@ BAD_INPUT = [
     ),
     (
         "query {}/empty {}/words",
-        "'{}/words' is a folder, expected an image file: name the files in it",
+        "no image in the folder '{}/words': expected files such as .png or .jpg",
     ),
     (
         "train {}/words --out {}/new",

@@ -14,7 +14,7 @@ from pipelines.errors import ConflictError
 from pipelines.publication import publish
 from pipelines.restore import restore
 from pipelines.retention import DAY_S, RetentionOptions, collect_garbage
-from pipelines.search import Searcher
+from pipelines.search import Only, Searcher
 from pipelines.server import Live
 from pipelines.storage import Folder
 from pipelines.table import PublicationLog, PublicationRow
@@ -129,10 +129,10 @@ def test_updated_and_rebuilt_answer_alike(nights: Nights) -> None:
         updated.search_keys(keys, 10), rebuilt.search_keys(keys, 10), strict=True
     ):
         assert [hit.score for hit in left] == pytest.approx([hit.score for hit in right], abs=1e-6)
-        assert [hit.image_id for hit in left] == [hit.image_id for hit in right]
-        assert [(h.key, h.label, h.source) for h in left] == [
-            (h.key, h.label, h.source) for h in right
-        ]
+        # Of copies that tie for the last place either may come.
+        clear = [hit.score > left[-1].score + 1e-5 for hit in left]
+        for mine, other, certain in zip(left, right, clear, strict=True):
+            assert not certain or replace(mine, cluster=None) == replace(other, cluster=None)
 
 
 def test_a_query_meets_only_what_is_there(nights: Nights) -> None:
@@ -227,7 +227,7 @@ def test_a_server_takes_an_update_and_keeps_the_copy_of_its_base(nights: Nights)
     hits = live.view.neighbours(*stored, k=5)
     assert hits[0].key == FRESH
     assert hits[0].pose == {"angle_degrees": 0.0, "mirror": False}
-    labelled = live.view.neighbours(*stored, k=1000, label=hits[0].label)
+    labelled = live.view.neighbours(*stored, 1000, Only(label=hits[0].label))
     assert {hit.label for hit in labelled} == {hits[0].label}
 
 

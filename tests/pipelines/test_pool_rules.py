@@ -42,6 +42,12 @@ def test_the_layout_follows_what_is_there_and_what_was_asked(
     assert lay_out(cpus, gpus, shards, WorkerFlags.parse(*flags)) == expected
 
 
+def test_a_worker_fits_on_a_machine_of_the_cluster() -> None:
+    """Two shards on three machines of four CPUs: not six CPUs each, which none of them has."""
+    assert lay_out(12, 0, 2, WorkerFlags(), None, 4.0).cpus_per_worker == 4.0
+    assert lay_out(12, 0, 2, WorkerFlags()).cpus_per_worker == 6.0
+
+
 def test_a_worker_with_a_gpu_encodes_there() -> None:
     flags = WorkerFlags()
     assert lay_out(8, 2, 10, flags).device == "cuda"

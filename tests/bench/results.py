@@ -1,0 +1,45 @@
+"""Where benchmarks keep what they measured: a section each of RESULTS.md."""
+
+import os
+import platform
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+import faiss
+
+RESULTS = Path(__file__).with_name("RESULTS.md")
+BUILD = Path(__file__).parents[2] / "build" / "bench"
+HEAD = "# What was measured\n\nBy `make bench`; each section is written anew by its benchmark.\n"
+
+
+def number_of(name: str, default: int) -> int:
+    """A size from the environment, so that a benchmark can be tried small."""
+    return int(os.environ.get(name, default))
+
+
+def keep(title: str, figures: Mapping[str, object]) -> None:
+    """Print the figures, and put them in the section of that title."""
+    machine = (
+        f"{os.cpu_count()} cores ({platform.machine()}), {faiss.omp_get_max_threads()} threads"
+    )
+    lines = [f"{datetime.now(UTC):%Y-%m-%d}, {machine}, faiss {faiss.__version__}.", ""]
+    lines += ["| | |", "|---|---|"]
+    lines += [f"| {name} | {told(value)} |" for name, value in figures.items()]
+    section = "\n".join([f"## {title}", "", *lines, ""])
+    print(f"\n{section}")
+    text = RESULTS.read_text("utf-8") if RESULTS.exists() else HEAD
+    pattern = re.compile(rf"## {re.escape(title)}\n.*?(?=\n## |\Z)", re.S)
+    if pattern.search(text):
+        text = pattern.sub(lambda _: section.rstrip("\n") + "\n", text)
+    else:
+        text = f"{text.rstrip()}\n\n{section}"
+    RESULTS.write_text(text, "utf-8")
+
+
+def told(value: object) -> str:
+    """A figure for people."""
+    if isinstance(value, float):
+        return f"{value:,.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
