@@ -22,7 +22,7 @@ from eqmodel.errors import Refused, TrainingError
 from eqmodel.kinds import FEWEST, fit_kinds
 from eqmodel.preprocess import PreprocessSpec
 from eqmodel.projection import Projection, fit_projection, with_kinds
-from eqmodel.readouts import readout
+from eqmodel.readouts import PRODUCTS, readout
 from eqmodel.settings import TrainConfig
 from eqmodel.views import JITTERS, Jitter, random_turns, random_views
 
@@ -48,7 +48,13 @@ def finish(
     views, codes = free_turns(model, pixels[:PROJECTION_IMAGES], config)
     pose, floor = pose_map(codes), config.floor
     while True:
-        projection = fit_projection(views, COORDINATES, power=config.power, floor=floor)
+        projection = fit_projection(
+            views,
+            COORDINATES,
+            power=config.power,
+            floor=floor,
+            products=config.readout in PRODUCTS,
+        )
         projection = with_head(projection, model, spec, pose, pixels, config)
         embedder = Embedder(model, spec, projection, pose)
         if rounding_error(embedder, held_out) <= MAX_INVARIANCE_ERROR / 8 or floor >= MAX_FLOOR:

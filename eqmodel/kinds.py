@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from eqmodel.losses import contrast
 
+UNDECIDED = 0.3  # c: length of an output, as a share of the median, that comes to 1 / sqrt(2)
 HIDDEN, NEIGHBOURS, TEMPERATURE = 512, 10, 1.0
 FEWEST = 200  # images below which neighbours say nothing of kinds
 PASSES, BATCH = 50, 1024
@@ -23,7 +24,11 @@ BLOCK = 2048
 
 
 class KindsHead(nn.Module):
-    """Coordinates (B, K) -> directions (B, d), L2-normalised: linear, ReLU, linear."""
+    """Coordinates (B, K) -> (B, d) of length below 1: linear, ReLU, linear, x / sqrt(x^2 + c^2).
+
+    Most outputs come near length 1; one that is undecided between kinds stays short, for dividing
+    it by its length would blow up its rounding.
+    """
 
     def __init__(self, coordinates: int, dim: int) -> None:
         super().__init__()
@@ -42,7 +47,7 @@ class KindsHead(nn.Module):
             for name in ("first", "first_bias", "second", "second_bias")
         )
         found: Tensor = F.relu(coordinates @ first + first_bias) @ second + second_bias
-        return F.normalize(found, dim=1)
+        return found / (found.square().sum(1, keepdim=True) + UNDECIDED**2).sqrt()
 
 
 def neighbour_graph(embeddings: Tensor, count: int) -> Tensor:
@@ -76,7 +81,10 @@ def fit_kinds(coordinates: Tensor, dim: int) -> KindsHead:
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
-    return without_norm(layers.eval(), scale)
+    layers.eval()
+    with torch.no_grad():
+        length = float(layers(coordinates / scale).norm(dim=1).median())
+    return without_norm(layers, scale, length)
 
 
 class Layers(nn.Module):
@@ -94,8 +102,10 @@ class Layers(nn.Module):
 
 
 @torch.no_grad()
-def without_norm(layers: Layers, scale: float) -> KindsHead:
-    """The trained layers as a head: the norm and the scale of the input folded into the first."""
+def without_norm(layers: Layers, scale: float, length: float) -> KindsHead:
+    """The trained layers as a head: the norm and the scale of the input folded into the first, the
+    median length of the outputs into the second.
+    """
     first, norm, second = layers.first, layers.norm, layers.second
     mean, variance = norm.running_mean, norm.running_var
     if mean is None or variance is None:
@@ -104,6 +114,6 @@ def without_norm(layers: Layers, scale: float) -> KindsHead:
     head = KindsHead(first.in_features, second.out_features)
     head.get_buffer("first").copy_((first.weight * gain[:, None]).T / scale)
     head.get_buffer("first_bias").copy_((first.bias - mean) * gain + norm.bias)
-    head.get_buffer("second").copy_(second.weight.T)
-    head.get_buffer("second_bias").copy_(second.bias)
+    head.get_buffer("second").copy_(second.weight.T / length)
+    head.get_buffer("second_bias").copy_(second.bias / length)
     return head

@@ -25,7 +25,7 @@ class Projection(nn.Module):
 
     root x / sqrt(|x| + eps_j), standardise, linear map to coordinates. The first of them,
     normalised, tell images apart; a head on all of them gathers kinds (kinds.py). Of the squared
-    norm the head has the share ``kinds``; 0: there is none.
+    norm the head has about the share ``kinds``; 0: there is none.
     """
 
     keep: Tensor  # (F',) int32: coordinates that are alive
@@ -58,7 +58,8 @@ class Projection(nn.Module):
         if self.head is None:
             return apart
         gathered = self.head(found)
-        return torch.cat([(1.0 - self.kinds) ** 0.5 * apart, self.kinds**0.5 * gathered], 1)
+        both = torch.cat([(1.0 - self.kinds) ** 0.5 * apart, self.kinds**0.5 * gathered], 1)
+        return F.normalize(both, dim=1)
 
     def first(self, dim: int) -> Projection:
         """The projection with its first ``dim`` coordinates alone."""
@@ -96,6 +97,7 @@ def fit_projection(
     *,
     power: float = 0.25,
     floor: float = FLOOR,
+    products: bool = True,
     intermediate: int = 512,
 ) -> Projection:
     """Fit on features (N, views, F) of ``views`` free turns of each of N images.
@@ -105,14 +107,15 @@ def fit_projection(
     differ (between): the linear discriminant of Fisher with orbits as classes, which needs no
     label. Component j, with ratio r_j of between to within, is scaled to standard deviation r_j **
     ((1 - power) / 2): power 1 whitens fully. The projection has ``coordinates`` of them, in that
-    order, and no head.
+    order, and no head. ``products``: the features are sums of products, whose root is taken;
+    others pass nearly as they are, for the root is steep where a sign changes.
     """
     count, copies, _ = views.shape
     flat = views.flatten(0, 1)
     spread = flat.std(0)
     keep = torch.nonzero(spread > DEAD * spread.max())[:, 0]
     flat = flat[:, keep]
-    eps = 0.1 * flat.abs().mean(0).clamp_min(1e-12)
+    eps = (0.1 if products else 10.0) * flat.abs().mean(0).clamp_min(1e-12)
     flat = root(flat, eps)
     mean, scale = flat.mean(0), flat.std(0).clamp_min(1e-12)
     flat = (flat - mean) / scale

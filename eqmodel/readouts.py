@@ -17,6 +17,7 @@ from eqmodel.errors import Refused
 from eqmodel.groups import FiniteGroup
 from eqmodel.layers import GroupLinear
 
+PRODUCTS = ("gram", "bispectrum")  # sums of products of entries of the code
 READOUTS = ("mean", "max", "rms", "gram", "bispectrum", "attention")
 CORRELATIONS = ("identity", "identity+diagonals", "quarter", "all")  # parts of P and P' for gram
 MIXTURES = 8  # combinations of columns whose triple correlation the bispectrum readout takes

@@ -187,7 +187,8 @@ def test_the_head_gathers_neighbours_into_kinds() -> None:
     head = fit_kinds(coordinates, 4)
     found = head(coordinates.double())
     assert found.shape == (600, 4)
-    assert torch.allclose(found.norm(dim=1), torch.ones(600, dtype=torch.float64))
+    assert (found.norm(dim=1) < 1.0).all()
+    assert 0.9 < found.norm(dim=1).median() < 1.0
     assert within(found, kind) < 0.3 * within(coordinates, kind)
 
 
@@ -203,5 +204,5 @@ def test_kinds_take_their_share_of_an_embedding(clothes: list[np.ndarray], tmp_p
     with_kinds = Embedder.load(tmp_path / "with").embed(clothes[:9])
     assert with_kinds.shape == (9, 8)
     assert np.allclose(np.linalg.norm(with_kinds, axis=1), 1.0)
-    assert np.allclose(np.square(with_kinds[:, 6:]).sum(1), 0.3, atol=1e-5)
+    assert 0.2 < np.median(np.square(with_kinds[:, 6:]).sum(1)) <= 0.3
     assert Embedder.load(tmp_path / "few").projection.kinds == 0.0
