@@ -6,17 +6,16 @@ import fnmatch
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pa_csv
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipelines import scratch
 from pipelines.errors import NotPublishedError, SettingsError
+from pipelines.export_files import WRITERS
 from pipelines.storage import Folder
 from pipelines.store import Store
 from pipelines.table import SCHEMA, EmbeddingTable
@@ -88,7 +87,7 @@ def export(
     clusters = _Clusters.of(store) if CLUSTER in wanted or chosen.clusters else None
     sources = _sources(table, chosen)
     with scratch.folder() as place:
-        writer = _WRITERS[kind](Path(place), Path(name), table.identity.dim)
+        writer = WRITERS[kind](Path(place), Path(name), table.identity.dim)
         with writer:
             for rows in _rows(table, sources, wanted, chosen, clusters):
                 writer.write(rows)
@@ -109,7 +108,7 @@ def export(
 
 def _format(target: str, format: str | None, chosen: Selection) -> str:
     kind = format or FORMATS.get(Path(target).suffix.lower())
-    if kind not in _WRITERS:
+    if kind not in WRITERS:
         raise SettingsError(
             f"--out {target}: expected a name that ends in .npy, .csv or .parquet, or --format"
         )
@@ -240,108 +239,3 @@ class _Clusters:
         places = np.minimum(np.searchsorted(self._ids, ids), len(self._ids) - 1)
         found = self._clusters[places]
         return pa.array(found, mask=(self._ids[places] != ids) | (found < 0))
-
-
-class _Writer(Protocol):
-    """Takes rows and leaves files."""
-
-    files: list[Path]
-    num_rows: int
-
-    def __init__(self, place: Path, name: Path, dim: int) -> None: ...
-    def __enter__(self) -> _Writer: ...
-    def __exit__(self, *exception: object) -> None: ...
-    def write(self, rows: pa.Table) -> None: ...
-
-
-def _matrix(rows: pa.Table, dim: int) -> NDArray[np.float32]:
-    """The embeddings of some rows, (N, dim)."""
-    flat = pc.list_flatten(rows["embedding"]).to_numpy()
-    return np.ascontiguousarray(flat, np.float32).reshape(-1, dim)
-
-
-class _Npy:
-    """Embeddings (N, d) float32, and beside them the other columns as CSV."""
-
-    def __init__(self, place: Path, name: Path, dim: int) -> None:
-        self.files = [place / f"{name.stem}.keys.csv", place / name.name]
-        self.num_rows, self._dim = 0, dim
-        self._keys, self._file = _Csv(place, Path(self.files[0].name), dim), self._open()
-
-    def _open(self) -> BinaryIO:
-        return self.files[1].open("wb")
-
-    def __enter__(self) -> _Npy:
-        self._keys.__enter__()
-        self._header()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._keys.__exit__(*exception)
-        self._header()
-        self._file.close()
-
-    def _header(self) -> None:
-        """numpy leaves room for the row count to grow, so that it can be written again."""
-        self._file.seek(0)
-        header = {"descr": "<f4", "fortran_order": False, "shape": (self.num_rows, self._dim)}
-        np.lib.format.write_array_header_1_0(self._file, header)
-
-    def write(self, rows: pa.Table) -> None:
-        self._file.write(_matrix(rows, self._dim).astype("<f4").tobytes())
-        self._keys.write(rows.drop_columns(["embedding"]))
-        self.num_rows += rows.num_rows
-
-
-class _Csv:
-    """One line per image; an embedding is the columns e0, e1, ..."""
-
-    def __init__(self, place: Path, name: Path, dim: int) -> None:
-        self.files, self.num_rows, self._dim = [place / name.name], 0, dim
-        self._writer: Any = None
-
-    def __enter__(self) -> _Csv:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._writer is not None:
-            self._writer.close()
-
-    def write(self, rows: pa.Table) -> None:
-        self.num_rows += rows.num_rows
-        if "embedding" in rows.column_names:
-            matrix, rows = _matrix(rows, self._dim), rows.drop_columns(["embedding"])
-            for number in range(self._dim):
-                rows = rows.append_column(f"e{number}", pa.array(matrix[:, number]))
-        if self._writer is None:
-            self._writer = pa_csv.CSVWriter(self.files[0], rows.schema)
-        self._writer.write(rows)
-
-
-class _Parquet:
-    """The columns as they are; an embedding is a fixed-size list, which arrays are read from."""
-
-    def __init__(self, place: Path, name: Path, dim: int) -> None:
-        self.files, self.num_rows, self._dim = [place / name.name], 0, dim
-        self._writer: pq.ParquetWriter | None = None
-
-    def __enter__(self) -> _Parquet:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._writer is not None:
-            self._writer.close()
-
-    def write(self, rows: pa.Table) -> None:
-        self.num_rows += rows.num_rows
-        if "embedding" in rows.column_names and not rows["embedding"].null_count:
-            place = rows.column_names.index("embedding")
-            values = pa.array(_matrix(rows, self._dim).reshape(-1))
-            fixed = pa.FixedSizeListArray.from_arrays(values, self._dim)
-            rows = rows.set_column(place, "embedding", fixed)
-        if self._writer is None:
-            self._writer = pq.ParquetWriter(self.files[0], rows.schema, compression="zstd")
-        self._writer.write_table(rows)
-
-
-_WRITERS: dict[str, type[_Writer]] = {"npy": _Npy, "csv": _Csv, "parquet": _Parquet}

@@ -14,7 +14,6 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
-from ray.exceptions import RayError
 
 from pipelines.errors import RayError as OrbitRayError
 
@@ -38,7 +37,7 @@ def ray_session(mode: str, least_cpus: int) -> Iterator[tuple[float, float]]:
         else:
             del quiet["include_dashboard"]
             ray.init(address=mode, **quiet)
-    except (RayError, ConnectionError, OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # the boundary to Ray, which raises what it likes
         raise OrbitRayError(
             f"Ray ({mode}) cannot be used: {' '.join(str(error).split())[:200]}; "
             "expected --ray local, auto (a cluster on this machine) or a cluster's URL"
