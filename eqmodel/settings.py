@@ -62,7 +62,7 @@ class TrainConfig:
     reconstructed: float = 0.5
     orbits: str = "turned"
     floor: float = FLOOR
-    kinds: float = 0.5
+    kinds: float = 0.3
     name: str | None = None
     description: str = ""
     recommended: bool = False
