@@ -85,8 +85,10 @@ def worker_log(format: str, run: str, worker: str) -> None:
 
 
 def _attach() -> None:
-    """Send the records of our loggers through the log, in JSON; as Python does it otherwise."""
-    for name in OURS:
+    """Send the records of our loggers, and warnings, through the log, in JSON; as Python does it
+    otherwise."""
+    logging.captureWarnings(log().as_json)
+    for name in (*OURS, "py.warnings"):
         logger = logging.getLogger(name)
         for handler in [h for h in logger.handlers if isinstance(h, _Handler)]:
             logger.removeHandler(handler)

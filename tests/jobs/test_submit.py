@@ -174,6 +174,22 @@ def test_code_is_packed_without_data_and_the_same_each_time(tmp_path: Path) -> N
     assert not [name for name in files if name.endswith((".tar", ".pyc", ".png"))]
 
 
+def test_the_code_that_is_sent_runs(tmp_path: Path) -> None:
+    """On a machine that has the libraries, from the folder alone."""
+    code = pack_code(tmp_path / "a")
+    command = [sys.executable, "-m", "jobs.cli", "models", "--json"]
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        command, cwd=code.folder, env=clean, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["models"]
+    where = "import jobs.cli, pipelines.batch; print(jobs.cli.__file__, pipelines.batch.__file__)"
+    found = subprocess.run([sys.executable, "-c", where], cwd=code.folder, env=clean,
+                           capture_output=True, text=True, check=False)  # fmt: skip
+    assert found.stdout.count(str(code.folder)) == 2, found.stderr
+
+
 def test_data_among_the_code_is_not_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipelines.cluster.code.MAX_BYTES", 100_000)
     with pytest.raises(SettingsError, match="only code is sent"):

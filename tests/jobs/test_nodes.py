@@ -1,0 +1,131 @@
+"""Several nodes on one machine: the same rows as one, also when nodes come and go."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from jobs.sample import FOLDER
+from pipelines import open_store
+from tests.clusters import RayCluster
+
+pytestmark = [pytest.mark.cluster_slow, pytest.mark.timeout(900)]
+ORBIT = Path(sys.executable).with_name("orbit")
+NUM_SHARDS = 24
+
+
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards enough to be at work while nodes come and go."""
+    place = tmp_path_factory.mktemp("nodes")
+    for number in range(NUM_SHARDS):
+        content = (FOLDER / f"clothes-{number % 5}.tar").read_bytes()
+        (place / f"{number:02d}.tar").write_bytes(content)
+    return place
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[RayCluster]:
+    """A head with one CPU; nodes are added by the test."""
+    made = RayCluster(tmp_path, cpus=1)
+    yield made
+    made.close()
+
+
+def start(cluster: RayCluster | None, bucket: Path, store: Path, *flags: str) -> Any:
+    """`orbit embed` as a process, on a cluster or (None) on this machine."""
+    command = [str(ORBIT), "embed", str(bucket), "--model", "d4-28-grey", "--out", str(store),
+               "--cpus-per-worker", "1", "--batch-size", "64", "--json", "--log-format", "json",
+               *flags]  # fmt: skip
+    environment = None
+    if cluster is not None:
+        command += ["--ray", cluster.gcs]
+        environment = cluster.environment
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def finished(process: Any) -> dict[str, Any]:
+    stdout, stderr = process.communicate(timeout=800)
+    assert process.returncode == 0, stderr
+    found: dict[str, Any] = json.loads(stdout)
+    return found
+
+
+def rows(store: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    names = ["source", "key", "digest", "label", "image_id", "width", "error", "embedding"]
+    found = open_store(str(store)).embeddings(names).to_pylist()
+    by_name = {(row["source"], row["key"]): row for row in found}
+    assert len(by_name) == len(found)
+    return by_name
+
+
+def assert_equal(one: Path, other: Path) -> None:
+    """Row by row; embeddings up to float rounding."""
+    left, right = rows(one), rows(other)
+    assert left.keys() == right.keys()
+    assert len(left) == NUM_SHARDS * 400
+    for name, row in left.items():
+        there = dict(right[name])
+        vector = np.array(there.pop("embedding"))
+        np.testing.assert_allclose(row.pop("embedding"), vector, atol=1e-6)
+        assert row == there
+
+
+@pytest.fixture(scope="module")
+def truth(bucket: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The store that one node makes."""
+    store = tmp_path_factory.mktemp("truth") / "store"
+    assert finished(start(None, bucket, store, "--workers", "1"))["num_embedded"] > 0
+    return store
+
+
+def test_two_nodes_make_the_rows_of_one(
+    cluster: RayCluster, bucket: Path, truth: Path, tmp_path: Path
+) -> None:
+    cluster.add_node(1)
+    process = start(cluster, bucket, tmp_path / "store", "--workers", "2")
+    assert finished(process)["num_added"] == NUM_SHARDS * 400
+    assert_equal(truth, tmp_path / "store")
+
+
+def test_a_node_that_comes_is_used_and_one_that_goes_costs_nothing(
+    cluster: RayCluster, bucket: Path, truth: Path, tmp_path: Path
+) -> None:
+    process = start(cluster, bucket, tmp_path / "store", "--workers", "1:2", "--deadline", "120")
+    lines: list[dict[str, Any]] = []
+
+    def until(done: int) -> None:
+        for line in process.stderr:
+            lines.append(json.loads(line))
+            if lines[-1].get("stage") == "embedding" and lines[-1]["done"] >= done:
+                return
+        pytest.fail(f"it ended before {done} shards were done: {lines[-1:]}")
+
+    until(2)
+    node = cluster.add_node(1)
+    logs = tmp_path / "ray" / "session_latest" / "logs"
+    deadline = time.monotonic() + 240
+    while len(workers(logs)) < 2 and time.monotonic() < deadline:
+        until(lines[-1]["done"])
+    assert len(workers(logs)) >= 2, "the new node was not used"
+    cluster.end_node(node)
+    assert finished(process)["num_added"] == NUM_SHARDS * 400
+    assert_equal(truth, tmp_path / "store")
+
+
+def workers(logs: Path) -> set[str]:
+    """The workers that have finished a shard, by the JSON lines that Ray keeps of them."""
+    found = set()
+    for path in logs.glob("worker-*.err"):
+        for line in path.read_text(errors="replace").splitlines():
+            if line.startswith("{") and '"event": "shard"' in line:
+                found.add(json.loads(line)["worker"])
+    return found
