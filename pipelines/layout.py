@@ -72,8 +72,8 @@ def lay_out(
     """One GPU for each worker where there are GPUs, else one CPU; never more workers than shards.
 
     CPUs that nobody asked for are shared out among the workers, so that a few shards on a large
-    machine still use it; a worker fits on the machine with the most CPUs (``largest_node``). MIN workers are started even where they do not fit at once: a cluster
-    may grow.
+    machine still use it; a worker fits on the machine with the most CPUs (``largest_node``). MIN
+    workers are started even where they do not fit at once: a cluster may grow.
     """
     each_gpus = flags.gpus_per_worker
     if each_gpus is None:
