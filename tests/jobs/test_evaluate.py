@@ -163,7 +163,8 @@ WRONG = [
     ),
     (
         "evaluate mnist-rot --model nothing",
-        "no model 'nothing': neither a path nor a shipped name (d4-28-grey)",
+        "no model 'nothing': neither a path nor a shipped name "
+        "(d12-28-grey, d4-28-grey, mnist-o2-28, mnist-rot-28)",
     ),
     (
         "evaluate mnist-rot --seeds some",

@@ -133,12 +133,14 @@ BAD_INPUT = [
     ),
     (
         "run {}/five --model nothing --out {}/new",
-        "no model 'nothing': neither a path nor a shipped name (d4-28-grey)",
+        "no model 'nothing': neither a path nor a shipped name "
+        "(d12-28-grey, d4-28-grey, mnist-o2-28, mnist-rot-28)",
     ),
     (
         "run {}/five --model {}/empty --out {}/new",
         "'{}/empty' is not a checkpoint: a folder with model.json and model.safetensors is "
-        "expected; train one, or use a shipped name (d4-28-grey)",
+        "expected; train one, or use a shipped name "
+        "(d12-28-grey, d4-28-grey, mnist-o2-28, mnist-rot-28)",
     ),
     (
         "run {}/five --model {}/unreadable --out {}/new",
