@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+ALTERED = "the bytes that came are not those that were stored"
 _MD5 = re.compile(r"[0-9a-f]{32}")
 _no_md5: set[str] = set()
 

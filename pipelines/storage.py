@@ -8,8 +8,6 @@ Last-Modified + size, else refused. Nothing is cached: every call asks the stora
 from __future__ import annotations
 
 import contextlib
-import io
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,12 +24,10 @@ from pipelines.addresses import (
     table_options,
 )
 from pipelines.errors import ObjectChanged, ObjectMissing, SettingsError, StorageError
-from pipelines.etags import Proof, md5_of
+from pipelines.etags import ALTERED, Proof, md5_of
 from pipelines.listings import ask, has_bucket, listed
-from pipelines.read_ahead import SequentialReader
 from pipelines.retries import one_line, retried
-
-ALTERED = "the bytes that came are not those that were stored"
+from pipelines.streams import open_stream
 
 
 @dataclass(frozen=True)
@@ -79,11 +75,13 @@ class Folder:
         """The fsspec filesystem of a folder that is not local."""
         return self._opened[0]
 
-    def _full(self, path: str) -> str:
+    def full(self, path: str) -> str:
+        """An object's name for ``fs``."""
         root = self._opened[1].rstrip("/")
         return f"{root}/{path}" if path else root
 
-    def _url(self, path: str) -> str:
+    def address(self, path: str) -> str:
+        """An object's URL, or its local path."""
         return f"{self.url}/{path}" if path else self.url
 
     def child(self, relative: str) -> Folder:
@@ -101,12 +99,10 @@ class Folder:
                 for path, facts in local_files.walk(self.url, prefix)
             ]
         else:
-            base = self._full("") + "/"
+            base = self.full("") + "/"
             found = [
                 self._entry(name.removeprefix(base), facts)
-                for name, facts in listed(
-                    self.fs, self._full(prefix), self.scheme, self.url
-                ).items()
+                for name, facts in listed(self.fs, self.full(prefix), self.scheme, self.url).items()
                 if name.startswith(base) and not name.endswith("/")
             ]
         return sorted(found, key=lambda entry: entry.path)
@@ -116,22 +112,22 @@ class Folder:
         if self.is_local:
             return Path(self.url).exists()
         if self.is_http:
-            return retried(lambda: ask(self.fs, self._full("")), self.url) is not None
-        if "/" not in self._full(""):  # a bucket: listing it says why it cannot be used
-            return retried(lambda: has_bucket(self.fs, self._full("")), self.url)
-        return retried(lambda: ask(self.fs, self._full("")), self.url) is not None
+            return retried(lambda: ask(self.fs, self.full("")), self.url) is not None
+        if "/" not in self.full(""):  # a bucket: listing it says why it cannot be used
+            return retried(lambda: has_bucket(self.fs, self.full("")), self.url)
+        return retried(lambda: ask(self.fs, self.full("")), self.url) is not None
 
     def stat(self, path: str = "") -> Entry | None:
         """The object of that name, or None. A folder is not an object."""
         if self.is_local:
             facts = local_files.facts_of(local_files.native(self.url, path))
             return facts and Entry(path, facts.st_size, local_files.identity(facts))
-        found = retried(lambda: ask(self.fs, self._full(path)), self._url(path))
+        found = retried(lambda: ask(self.fs, self.full(path)), self.address(path))
         return None if found is None or found.get("type") != "file" else self._entry(path, found)
 
     def _entry(self, path: str, facts: dict[str, Any]) -> Entry:
         size = int(facts.get("size") or 0)
-        return Entry(path, size, content_identity(self.scheme, facts, self._url(path)))
+        return Entry(path, size, content_identity(self.scheme, facts, self.address(path)))
 
     def read(
         self,
@@ -147,27 +143,29 @@ class Folder:
             file = local_files.native(self.url, path)
             data, found = local_files.read(file, offset or 0, length)
             if etag is not None and found != etag:
-                raise _changed(self._url(path))
+                raise _changed(self.address(path))
             return data
         whole = etag is not None and not offset and length is None
-        proof = Proof(self._url(path)) if whole else None
-        return retried(lambda: self._get(path, offset or 0, length, etag, proof), self._url(path))
+        proof = Proof(self.address(path)) if whole else None
+        return retried(
+            lambda: self._get(path, offset or 0, length, etag, proof), self.address(path)
+        )
 
     def _get(
         self, path: str, start: int, length: int | None, etag: str | None, proof: Proof | None
     ) -> bytes:
         end = None if length is None else start + length
         try:
-            data: bytes = self.fs.cat_file(self._full(path), start=start or None, end=end)
+            data: bytes = self.fs.cat_file(self.full(path), start=start or None, end=end)
         except Exception:
             if etag is not None:  # a range beyond an object that shrank: say that it changed
-                self._check(path, etag)
+                self.checked(path, etag)
             raise
         if length is not None and len(data) > length:
             data = data[start : start + length]  # a server that ignores ranges
         if etag is None:
             return data
-        size = self._check(path, etag).size  # once, afterwards: one request reads one content
+        size = self.checked(path, etag).size  # once, afterwards: one request reads one content
         want = max(0, size - start) if length is None else min(length, max(0, size - start))
         if len(data) != want:
             raise OSError(f"{len(data)} of {want} bytes came")  # a body cut short: tried again
@@ -184,7 +182,7 @@ class Folder:
                 raise OSError(f"{len(data)} of {length} bytes came")
             return data
 
-        return retried(get, self._url(path))
+        return retried(get, self.address(path))
 
     @contextlib.contextmanager
     def stream(self, path: str, etag: str | None = None) -> Iterator[BinaryIO]:
@@ -194,56 +192,16 @@ class Folder:
         It ends only where the object ends: ObjectChanged when another content was met, StorageError
         when bytes are missing, or are not what the ETag promises (see ``etags.py``).
         """
-        entry = self._check(path, etag)
-        with contextlib.ExitStack() as stack:
-            raw = stack.enter_context(self._sequential(path, entry, stack))
-            buffered = stack.enter_context(io.BufferedReader(raw, 1 << 18))
-            try:
-                yield buffered
-            except StorageError:
-                self._check(path, entry.etag)
-                raise
-            self._check(path, entry.etag)
-            self._prove(path, entry, raw)
+        with open_stream(self, path, etag) as stream:
+            yield stream
 
-    def _prove(self, path: str, entry: Entry, reader: SequentialReader) -> None:
-        proof = Proof(self._url(path))
-        if not proof.wanted(entry.etag) or proof.holds(entry.etag, reader.finished_md5()):
-            return
-        with contextlib.ExitStack() as stack:
-            again = stack.enter_context(self._sequential(path, entry, stack))
-            if not proof.holds(entry.etag, again.finished_md5()):
-                raise StorageError(f"{self._url(path)}: {ALTERED}; run again")
-
-    def _sequential(self, path: str, entry: Entry, stack: contextlib.ExitStack) -> SequentialReader:
-        url = self._url(path)
-        file = local_files.native(self.url, path)
-        if self.is_http:  # not every server knows ranges
-            place = stack.enter_context(scratch.folder())
-            file = Path(place, "object")
-            self.download(path, file)
-        if self.is_local or self.is_http:
-            try:
-                descriptor = os.open(file, os.O_RDONLY)
-            except OSError as error:
-                raise local_files.refused(error, file) from error
-            stack.callback(os.close, descriptor)
-            return SequentialReader(
-                lambda at, want: local_files.read_at(descriptor, at, want), entry.size, url
-            )
-
-        def fetch(at: int, want: int) -> bytes:
-            data: bytes = self.fs.cat_file(self._full(path), start=at, end=at + want)
-            return data
-
-        return SequentialReader(fetch, entry.size, url, ahead=True)
-
-    def _check(self, path: str, etag: str | None) -> Entry:
+    def checked(self, path: str, etag: str | None = None) -> Entry:
+        """The object, ObjectMissing when it is gone, ObjectChanged unless it has ``etag``."""
         entry = self.stat(path)
         if entry is None:
-            raise ObjectMissing(f"{self._url(path)} is gone since it was listed; run again")
+            raise ObjectMissing(f"{self.address(path)} is gone since it was listed; run again")
         if etag is not None and entry.etag != etag:
-            raise _changed(self._url(path))
+            raise _changed(self.address(path))
         return entry
 
     def upload(self, local: Path, path: str) -> Entry:
@@ -254,12 +212,12 @@ class Folder:
         elif self.is_http:
             raise SettingsError(f"{self.url} can only be read; choose a local folder or a bucket")
         else:
-            retried(lambda: self.fs.put_file(str(local), self._full(path)), self._url(path))
+            retried(lambda: self.fs.put_file(str(local), self.full(path)), self.address(path))
         entry = self.stat(path)
         if entry is None or entry.size != size:
             found = "nothing" if entry is None else f"{entry.size} bytes"
             raise StorageError(
-                f"{self._url(path)}: {size} bytes were written and {found} read back; run again"
+                f"{self.address(path)}: {size} bytes were written and {found} read back; run again"
             )
         return entry
 
@@ -275,15 +233,15 @@ class Folder:
         if self.is_local:
             source = local_files.native(self.url, path)
             if local_files.facts_of(source) is None:
-                raise ObjectMissing(f"{self._url(path)} is not there; check the name")
+                raise ObjectMissing(f"{self.address(path)} is not there; check the name")
             local_files.place(source, local)
         else:
-            proof = Proof(self._url(path))
-            retried(lambda: self._fetch(path, local, proof), self._url(path))
+            proof = Proof(self.address(path))
+            retried(lambda: self._fetch(path, local, proof), self.address(path))
 
     def _fetch(self, path: str, local: Path, proof: Proof) -> None:
-        entry = None if self.is_http else self._check(path, None)
-        self.fs.get_file(self._full(path), str(local))
+        entry = None if self.is_http else self.checked(path, None)
+        self.fs.get_file(self.full(path), str(local))
         if entry is None:
             return
         size = local.stat().st_size
@@ -302,9 +260,9 @@ class Folder:
 
         def remove() -> None:
             with contextlib.suppress(FileNotFoundError):
-                self.fs.rm_file(self._full(path))
+                self.fs.rm_file(self.full(path))
 
-        return retried(remove, self._url(path))
+        return retried(remove, self.address(path))
 
     def delta(self) -> tuple[str, dict[str, str]]:
         """(uri, storage options) by which a Delta table in this folder is opened.

@@ -17,13 +17,12 @@ unless repair is asked for: then one commit drops the damaged files' rows from t
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 
 from eqmodel.errors import OrbitError
@@ -36,6 +35,7 @@ from pipelines.report import audit_sample
 from pipelines.shards import ReadOptions
 from pipelines.storage import Folder
 from pipelines.table import EmbeddingTable, KnownFile, PublicationLog, PublicationRow, live_model
+from pipelines.verify_index import REPUBLISH, compare_index, compare_sidecar
 from pipelines.verify_rows import check_file
 
 if TYPE_CHECKING:
@@ -43,6 +43,12 @@ if TYPE_CHECKING:
     from pipelines.batch import Progress
 
 MAX_INVARIANCE_ERROR = 1e-3
+
+
+CANNOT_BE_READ = (
+    OrbitError, OSError, ValueError, LookupError, RuntimeError, pa.ArrowException
+)  # fmt: skip
+"""What a reader of damaged files raises."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +134,7 @@ class _Verification:
     def _guarded(self, where: str, check: Callable[[], None]) -> None:
         try:
             check()
-        except (OrbitError, OSError, ValueError, KeyError, RuntimeError) as error:
+        except CANNOT_BE_READ as error:
             self.verdict.add(where, [f"cannot be checked: {error}"])
 
     # -- the table ----------------------------------------------------------------------------
@@ -199,7 +205,7 @@ class _Verification:
             entry = self.store.stat(file.path)
             if entry is None or entry.size != file.size:
                 found = "is gone" if entry is None else f"has {entry.size} bytes"
-                what = f"{found}, {file.size} bytes were published; {_REPUBLISH}"
+                what = f"{found}, {file.size} bytes were published; {REPUBLISH}"
                 self.verdict.add(file.path, [what])
             elif deep:
                 local = place / file.path.rpartition("/")[2]
@@ -207,7 +213,7 @@ class _Verification:
                 found = file_sha256(local)
                 if found != file.sha256:
                     what = f"has sha256 {found[:12]}, {file.sha256[:12]} was published"
-                    self.verdict.add(file.path, [f"{what}; {_REPUBLISH}"])
+                    self.verdict.add(file.path, [f"{what}; {REPUBLISH}"])
 
     def _live(self, row: PublicationRow, table: EmbeddingTable, place: Path) -> None:
         files = {file.path.rpartition("/")[2]: file for file in row.files}
@@ -277,9 +283,6 @@ class _Verification:
         return Embedder.load(checkpoint_of_store(self.store, model_id, copy))
 
 
-_REPUBLISH = "publish again with 'orbit index --force'"
-
-
 def judge_audit(section: Mapping[str, Any]) -> Iterator[str]:
     """What an audit's figures say against the store."""
     error, differ = section["invariance_error"], section["num_differ_from_stored"]
@@ -290,72 +293,3 @@ def judge_audit(section: Mapping[str, Any]) -> Iterator[str]:
             f"{differ} of {section['num_images']} images embed otherwise than stored "
             f"(up to {section['stored_error']:.1e}); embed them again"
         )
-
-
-def compare_sidecar(sidecar: Sidecar, table: EmbeddingTable, progress: Progress) -> Iterator[str]:
-    """Rows beside the index against the embedded rows of the table."""
-    salted = _salted(sidecar)
-    seen = ~sidecar.alive()  # tombstones need not be seen
-    missing, differing, done = list[str](), list[str](), 0
-    for batch in table.batches(["image_id", "source", "key", "embedding"]):
-        done += batch.num_rows
-        batch = batch.filter(batch.column("embedding").is_valid())
-        rows = sidecar.rows_of(batch.column("image_id").to_numpy())
-        for place, name in enumerate(_names(batch) if salted else ()):
-            rows[place] = salted.get(name, rows[place])
-        known = np.flatnonzero(rows >= 0)
-        seen[rows[known]] = True
-        flat = batch.column("embedding").flatten().to_numpy(zero_copy_only=False)
-        stored = flat.astype(np.float32, copy=False).reshape(len(rows), -1)
-        same = (sidecar.vectors[rows[known]] == stored[known]).all(axis=1)
-        missing += _told_names(batch, np.flatnonzero(rows < 0))
-        differing += _told_names(batch, known[~same])
-        progress("comparing", done, None, "rows with the sidecar")
-    extra = np.flatnonzero(~seen).tolist()
-    names = [f"{r['source']}/{r['key']}" for r in sidecar.records(extra[:3])]
-    yield from _told(missing, "embedded images are not in it")
-    yield from _told(differing, "images have another embedding in it than in the table")
-    yield from _told(names, "of its images are not in the table", len(extra))
-
-
-def _names(batch: pa.RecordBatch) -> Iterator[tuple[str, str]]:
-    return zip(batch.column("source").to_pylist(), batch.column("key").to_pylist(), strict=True)
-
-
-def _told_names(batch: pa.RecordBatch, rows: Any) -> list[str]:
-    return [f"{source}/{key}" for source, key in _names(batch.take(pa.array(rows)))]
-
-
-def _salted(sidecar: Sidecar) -> dict[tuple[str, str], int]:
-    """Rows whose image_id is not that of the table: two images had the same 63 bits."""
-    salts = [segment.table["salt"].to_numpy() for segment in sidecar.segments]
-    rows = np.flatnonzero(np.concatenate(salts)).tolist()
-    records = zip(rows, sidecar.records(rows), strict=True)
-    return {(record["source"], record["key"]): row for row, record in records}
-
-
-def compare_index(sidecar: Sidecar, pieces: Iterable[tuple[Any, Any]]) -> Iterator[str]:
-    """What the index holds against the rows beside it."""
-    seen = ~sidecar.alive()
-    unknown, differing = 0, list[int]()
-    for ids, vectors in pieces:
-        rows = sidecar.rows_of(ids)
-        known = rows >= 0
-        unknown += int((~known).sum())
-        seen[rows[known]] = True
-        if vectors is not None:  # codes are compared by the digest of their file alone
-            same = (sidecar.vectors[rows[known]] == vectors[known]).all(axis=1)
-            differing += rows[known][~same].tolist()
-    names = [f"{r['source']}/{r['key']}" for r in sidecar.records(differing[:3])]
-    if unknown:
-        yield f"{unknown} of its image_ids are not beside it; {_REPUBLISH}"
-    yield from _told(names, "images have another vector in it than beside it", len(differing))
-    absent = np.flatnonzero(~seen).tolist()
-    names = [f"{r['source']}/{r['key']}" for r in sidecar.records(absent[:3])]
-    yield from _told(names, "images beside it are not in it", len(absent))
-
-
-def _told(names: Sequence[str], what: str, num: int | None = None) -> Iterator[str]:
-    count = len(names) if num is None else num
-    if count:
-        yield f"{count} {what} ({', '.join(names[:3])}); {_REPUBLISH}"

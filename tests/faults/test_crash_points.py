@@ -1,7 +1,9 @@
 """At every fault point the process dies or raises, and the next run makes it good."""
 
 import ast
+import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -71,6 +73,23 @@ def test_a_crash_costs_no_image(zygote: Zygote, world: World, point: str, action
 @pytest.mark.parametrize("point", OF_A_RUN)
 def test_a_preemption_costs_no_image(zygote: Zygote, world: World, point: str) -> None:
     crash_and_run_again(zygote, world, point, "term")
+
+
+@pytest.mark.faults_slow
+@pytest.mark.parametrize("point", ["worker.encode", "driver.commit", "publish.uploading"])
+def test_told_to_stop_and_killed_two_seconds_later(
+    zygote: Zygote, world: World, point: str
+) -> None:
+    started = zygote.start("run", f"{point}@2:stop", **world.where())
+    while not started.fired:
+        time.sleep(0.02)
+    os.kill(started.pid, signal.SIGTERM)
+    time.sleep(2)
+    os.kill(started.pid, signal.SIGKILL)
+    assert started.wait() == -signal.SIGKILL
+    world.check_between()
+    assert zygote.start("run", **world.where()).wait() == 0
+    world.check()
 
 
 @pytest.mark.faults_slow

@@ -1,13 +1,18 @@
 """An S3 that throttles, loses replies, cuts, alters and stalls what it sends, and locks us out."""
 
+import os
 import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
-from .conftest import MODEL_ID, Started, World, Zygote, log_entries
+from pipelines.storage import Folder
+
+from .conftest import MODEL_ID, Started, World, Zygote, log_entries, read_rows
+from .machines import Driver
 from .proxy import FaultProxy
 
 LOG = "_delta_log/0.*json$"
@@ -148,3 +153,46 @@ def test_locked_out_midway(behind: Behind, skip: int) -> None:
         behind.world.check_between()
     assert behind.start().wait() == 0
     behind.world.check()
+
+
+@pytest.mark.faults_slow
+@pytest.mark.timeout(0)
+def test_the_price_of_throttling(
+    s3_server: str,
+    make_world: Callable[[str], World],
+    s3_url: str,
+    chance: random.Random,
+    tmp_path: Path,
+) -> None:
+    """The figure of the notes: a fifth of the requests answered 503, against none.
+
+    ORBIT_THROTTLE="SHARDS IMAGES" sets the size. Real workers; both runs go through the proxy.
+    """
+    shards, images = map(int, os.environ.get("ORBIT_THROTTLE", "24 100").split())
+    world = make_world(s3_url)
+    for number in range(shards):
+        world.put(f"{number}.tar", range(images), bad=(5,) if number == 1 else ())
+    seconds, steady = [], []
+    with FaultProxy(s3_server, chance) as proxy:
+        for share in (0.0, 0.2):
+            proxy.heal()
+            proxy.wrong("503", share=share)
+            store = f"{s3_url}/out-{share}"
+            env = {"AWS_ENDPOINT_URL": proxy.endpoint}
+            began = time.monotonic()
+            driver = Driver.start(world.input.url, store, tmp_path / f"out-{share}", env)
+            assert driver.process.wait() == 0, driver.told
+            seconds.append(time.monotonic() - began)
+            steady.append(driver.json["steady_s"])
+            world.store = Folder(store)
+            rows = [(row["source"], row["key"]) for row in read_rows(world.store)]
+            assert sorted(rows) == sorted(world.images.elements())
+        throttled = proxy.kinds["503"]
+    print(
+        f"\n{throttled} requests answered 503 over {shards} shards, {shards * images} images: "
+        f"0 failed shards; {seconds[0]:.1f} s without, {seconds[1]:.1f} s with them "
+        f"({seconds[1] / seconds[0]:.2f}x; steady part {steady[0]:.1f} and {steady[1]:.1f} s, "
+        f"{steady[1] / steady[0]:.2f}x)"
+    )
+    assert throttled > shards
+    assert seconds[1] <= 1.5 * seconds[0]

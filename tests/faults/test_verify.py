@@ -20,7 +20,8 @@ from pipelines.errors import TableError
 from pipelines.shard_file import SCHEMA
 from pipelines.storage import Folder
 from pipelines.table import EmbeddingTable, KnownFile
-from pipelines.verify import VerifyOptions, compare_index, verify
+from pipelines.verify import VerifyOptions, verify
+from pipelines.verify_index import compare_index
 from pipelines.verify_rows import check_file
 
 from .conftest import MODEL_ID, World, Zygote, live_row

@@ -150,6 +150,7 @@ def main() -> None:
     loaded = Embedder.load(MODEL)  # once; every fork has it
     embed.load_embedder = _loaded(loaded)
     embedding_run.Pool, embedding_run.ray_session = InlinePool, no_ray  # type: ignore[misc,assignment]
+    embedding_run.memory_there = embedding_run.largest_node = lambda: 1e9
     print("ready", flush=True)
     for line in sys.stdin:
         order = json.loads(line)

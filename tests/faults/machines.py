@@ -1,0 +1,159 @@
+"""A Ray cluster of several nodes on this machine, drivers that join it, and what may be killed."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from pipelines.quarantine import die_with_parent
+
+LOADING_S = 4.0
+"""Eight deaths in a row while loading end a run: it is not for that that workers are killed."""
+READY = re.compile(r"^([0-9.]+) worker-(\d+) is ready after ([0-9.]+) s$", re.M)
+
+DRIVER = """
+import json, logging, sys, torch
+from pipelines.batch import embed_input
+from pipelines.config import EmbedSettings
+logging.basicConfig(format="%(created)f %(message)s", level=logging.WARNING)
+logging.getLogger("pipelines.pool").setLevel(logging.INFO)
+torch.set_num_threads(1)
+settings = {"commit_every_s": 0.1, "buckets": 4, "workers": "2"} | json.loads(sys.argv[3])
+summary = embed_input(EmbedSettings(sys.argv[1], "d4-28-grey", sys.argv[2], **settings))
+print(json.dumps(summary.as_dict() | {"encodings": len(summary.landed)}))
+if summary.failure is not None:
+    print(summary.failure, file=sys.stderr)
+sys.exit(0 if summary.failure is None else summary.failure.exit_code)
+"""
+
+
+@dataclass
+class Driver:
+    """One process that runs the job; it dies with the test."""
+
+    process: subprocess.Popen[bytes]
+    output: Path
+    started: float = field(default_factory=time.time)
+
+    @classmethod
+    def start(
+        cls,
+        source: str,
+        store: str,
+        output: Path,
+        env: Mapping[str, str] | None = None,
+        **settings: Any,
+    ) -> "Driver":
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            "OMP_NUM_THREADS": "1",
+            **(env or {}),
+        }
+        with output.open("wb") as told:
+            process = subprocess.Popen(
+                [sys.executable, "-c", DRIVER, source, store, json.dumps(settings)],
+                stdout=told,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                preexec_fn=die_with_parent,
+            )
+        return cls(process, output)
+
+    @property
+    def running(self) -> bool:
+        return self.process.poll() is None
+
+    @property
+    def told(self) -> str:
+        return self.output.read_text(errors="replace")
+
+    @property
+    def json(self) -> Any:
+        """Its summary."""
+        return json.loads(next(line for line in self.told.splitlines() if line.startswith("{")))
+
+    def ready_times(self) -> list[tuple[float, int, float]]:
+        """(time, worker's number, seconds since it was asked for) of every worker."""
+        return [(float(at), int(n), float(s)) for at, n, s in READY.findall(self.told)]
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+class Machines:
+    """A head without CPUs, and nodes of some CPUs that come and go."""
+
+    def __init__(self) -> None:
+        import ray
+        from ray.cluster_utils import Cluster
+
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+        assert not ray.is_initialized()
+        self.cluster = Cluster(
+            initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
+        )
+        self.nodes: list[Any] = []
+
+    @property
+    def address(self) -> str:
+        return str(self.cluster.address)
+
+    def add(self, num_cpus: int = 1) -> Any:
+        """A node more."""
+        node = self.cluster.add_node(num_cpus=num_cpus, object_store_memory=80 << 20)
+        self.nodes.append(node)
+        return node
+
+    def lose(self, node: Any) -> None:
+        """A node with everything on it, at once."""
+        self.nodes.remove(node)
+        self.cluster.remove_node(node, allow_graceful=False)
+
+    def workers(self, node: Any = None) -> list[psutil.Process]:
+        """The processes of actors, of one node or of all, that have had time to load."""
+        found = []
+        for one in self.nodes if node is None else [node]:
+            for raylet in one.all_processes.get("raylet", []):
+                found += _workers_below(raylet.process.pid)
+        return found
+
+    def close(self) -> None:
+        self.cluster.shutdown()
+
+
+def _workers_below(pid: int) -> list[psutil.Process]:
+    found = []
+    try:
+        below = psutil.Process(pid).children(recursive=True)
+    except psutil.Error:
+        return []
+    for process in below:
+        try:
+            old = time.time() - process.create_time() > LOADING_S
+            if old and "ray::ShardWorker" in " ".join(process.cmdline()):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+@contextmanager
+def machines(*cpus: int) -> Iterator[Machines]:
+    """A cluster with a node of so many CPUs each."""
+    made = Machines()
+    try:
+        for num in cpus:
+            made.add(num)
+        yield made
+    finally:
+        made.close()
