@@ -222,6 +222,15 @@ def write_table(path: Path, table: pa.Table) -> None:
         writer.write_table(whole, max_chunksize=CHUNK)
 
 
+def plain(table: pa.Table) -> pa.Table:
+    """The table with strings in place of dictionaries."""
+    fields = [
+        pa.field(f.name, pa.string() if pa.types.is_dictionary(f.type) else f.type)
+        for f in table.schema
+    ]
+    return table.cast(pa.schema(fields))
+
+
 def with_etags(table: pa.Table, etags: Mapping[str, str]) -> pa.Table:
     """The table with ``source_etag`` of every row taken from ``etags`` by its source."""
     sources = table["source"].combine_chunks()

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipelines.errors import ArtifactError
-from pipelines.index.rows import ROWS_SCHEMA, Rows, with_etags, write_array
+from pipelines.index.rows import ROWS_SCHEMA, Rows, plain, with_etags, write_array
 from pipelines.index.spec import CLUSTERS, TOMBSTONES, IndexSpec
 
 Numbers = NDArray[np.int64]
@@ -271,6 +271,16 @@ class Sidecar:
             for record, cluster in zip(found, self.clusters[wanted].tolist(), strict=True):
                 record["cluster"] = cluster
         return found
+
+    def columns(self, rows: Numbers, names: Collection[str]) -> pa.Table:
+        """Columns of rows (K,) in the order asked, strings as such."""
+        old = rows < len(self.base)
+        parts = [plain(self.base.table.select(list(names)).take(pa.array(rows[old])))]
+        if self.delta is not None:
+            mine = pa.array(rows[~old] - len(self.base))
+            parts.append(plain(self.delta.table.select(list(names)).take(mine)))
+        placed = np.argsort(np.concatenate([np.flatnonzero(old), np.flatnonzero(~old)]))
+        return pa.concat_tables(parts).take(pa.array(placed)).combine_chunks()
 
     def gather(self, folder: Path, etags: Mapping[str, str] | None = None) -> Rows:
         """The live rows of both segments as one, in files of ``folder``; ``etags`` by source

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from pipelines.index.build import ADD_CHUNK, Asked, fit_of, measured
 from pipelines.index.kinds import choose_kind
-from pipelines.index.rows import Rows, write_array, write_table
+from pipelines.index.rows import Rows, plain, write_array, write_table
 from pipelines.index.searching import OrbitIndex
 from pipelines.index.sidecar import Segment, Sidecar, Stacked
 from pipelines.index.spec import TOMBSTONES, TRAINED, IndexSpec
@@ -125,12 +125,16 @@ def _of_sources(before: Sidecar, sources: Collection[str]) -> NDArray[np.bool_]:
 
 def _equal_rows(before: Sidecar, known: Numbers, fresh: Rows, here: Numbers) -> NDArray[np.bool_]:
     """Whether rows ``known`` are still what rows ``here`` of fresh are, embedding included."""
-    same = (np.asarray(before.vectors[known]) == np.asarray(fresh.vectors[here])).all(1)
-    old = before.records(known.tolist(), _COMPARED)
-    new = fresh.records(here, list(_COMPARED))
-    told = np.fromiter((a == b for a, b in zip(old, new, strict=True)), bool, len(here))
-    equal: NDArray[np.bool_] = same & told
-    return equal
+    same: NDArray[np.bool_] = (
+        np.asarray(before.vectors[known]) == np.asarray(fresh.vectors[here])
+    ).all(1)
+    old = before.columns(known, _COMPARED)
+    new = plain(fresh.table.select(list(_COMPARED)).take(pa.array(here)))
+    for name in _COMPARED:
+        alike = pc.fill_null(pc.equal(old[name], new[name]), False)
+        both_null = pc.and_(pc.is_null(old[name]), pc.is_null(new[name]))
+        same &= pc.or_(alike, both_null).to_numpy()
+    return same
 
 
 def decide(

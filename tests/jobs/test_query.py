@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,20 @@ from PIL import Image
 from jobs.publications import read_size
 from jobs.sample import FOLDER
 from pipelines.errors import SettingsError
+from pipelines.publication import publish
 from tests.jobs.conftest import Orbit
+from tests.pipelines.conftest import QUICK, embed_here
 
 QUERIES = FOLDER.parent / "sample_queries"
-pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def store(bucket: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store made in this process, without Ray."""
+    place = tmp_path_factory.mktemp("query") / "store"
+    folder, model_id = embed_here(str(bucket), str(place))
+    publish(folder, model_id, replace(QUICK, clusters=5, audit_images=0))
+    return place
 
 
 @pytest.fixture
