@@ -84,6 +84,10 @@ class EmbedFlags:
         bool,
         typer.Option("--go-live", help="with --new-model: let queries go over to it at once"),
     ] = False
+    add_input: Annotated[
+        Text,
+        typer.Option(metavar="NAME", help="hold this INPUT too, its sources under NAME/"),
+    ] = None
     allow_vanish: Annotated[
         bool,
         typer.Option("--allow-vanish", help="drop rows though a fifth of the shards is gone"),

@@ -1,5 +1,6 @@
 """`orbit train`: a checkpoint from a bucket of images, without labels."""
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -131,25 +132,34 @@ def train(
 
     The images are read once and kept on disk, in MODEL.training, until the model is done.
     """
-    with progress() as show:
-        if workers.workers is not None:
-            return by_workers(source, out, flags, workers, limit, show)
-        images = read_here(source, out, flags, limit, show)
-        from eqmodel.training import train as train_model
+    place = Path(f"{out}.training")
+    begun = place.exists()
+    try:
+        with progress() as show:
+            if workers.workers is not None:
+                return by_workers(source, out, flags, workers, limit, show)
+            images = read_here(source, place, flags, limit, show)
+            from eqmodel.training import train as train_model
 
-        card = train_model(images, out, flags.config(), progress=epochs_shown(show), source=source)
+            card = train_model(
+                images, out, flags.config(), progress=epochs_shown(show), source=source
+            )
+    except Refused:
+        if not begun:
+            shutil.rmtree(place, ignore_errors=True)
+        raise
     return answer(out, card, len(images))
 
 
 def read_here(
-    source: str, out: Path, flags: TrainFlags, limit: int | None, show: Progress
+    source: str, place: Path, flags: TrainFlags, limit: int | None, show: Progress
 ) -> "StoredImages":
     """The collection on this disk. Refused when too little of it can be read."""
     from pipelines.training import read_images
 
     images = read_images(
         source,
-        Path(f"{out}.training", "images"),
+        place / "images",
         show,
         limit=limit,
         seed=flags.seed,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -46,12 +46,18 @@ class Job:
     store: Folder
     table: EmbeddingTable | None
     plan: Plan
+    name: str = ""
     run: str = field(default_factory=take_run_name)
 
     @property
     def input(self) -> Folder:
         """The folder that sources are relative to: INPUT, or the parent of a single object."""
         return input_folder(self.listed.url)
+
+    @property
+    def prefix(self) -> str:
+        """What the sources of this INPUT begin with in the table."""
+        return f"{self.name}/" if self.name else ""
 
     @property
     def read_options(self) -> ReadOptions:
@@ -139,35 +145,53 @@ def prepare_job(settings: EmbedSettings, place: Path, progress: Progress) -> Job
     model_id = model_id_of(folder)
     guards.check_model(store, live_model(store), model_id, settings.new_model)
     table = EmbeddingTable.open(store, model_id)
-    if table is not None:
-        guards.check_input(table, listed.url)
+    name = input_name(table, listed.url, settings.add_input)
     progress("listing", 0, None, listed.url)
-    shards = list_input(listed, table, settings.buckets)
+    shards = list_input(listed, table, settings.buckets, name)
     progress("listing", len(shards), len(shards), "shards found")
-    guards.check_listing(listed.url, shards, table, settings.allow_vanish)
-    plan = Plan(shards, (), (), ()) if table is None else table.plan(shards)
-    return Job(settings, model_id, folder, listed, store, table, plan)
+    guards.check_listing(listed.url, shards, table, settings.allow_vanish, name)
+    plan = Plan(shards, (), (), ()) if table is None else table.plan(shards, name)
+    return Job(settings, model_id, folder, listed, store, table, plan, name)
 
 
-def list_input(listed: Folder, table: EmbeddingTable | None, buckets: int) -> tuple[Shard, ...]:
+def input_name(table: EmbeddingTable | None, url: str, add: str | None) -> str:
+    """The name of INPUT in the table, "" for the first one. InputError where it does not fit."""
+    if table is not None:
+        return guards.check_input(table, url, add)
+    if add is not None:
+        raise InputError(
+            f"--add-input {add}: the store has no INPUT yet, and its first one has no name; "
+            "leave the flag out"
+        )
+    return ""
+
+
+def list_input(
+    listed: Folder, table: EmbeddingTable | None, buckets: int, name: str = ""
+) -> tuple[Shard, ...]:
     """The shards of INPUT, hashed into the number of buckets that the table was made with.
 
     An object store cannot tell an empty folder from none: where the store knows shards, an INPUT
     that is not there counts as an empty one, and the guards decide. InputError for a new store.
     """
     try:
-        return tuple(
-            list_shards(listed, buckets=buckets if table is None else table.identity.buckets)
-        )
+        shards = list_shards(listed, buckets=buckets if table is None else table.identity.buckets)
     except InputError:
-        if table is not None and table.known():
+        if table is not None and table.known(name):
             return ()
         raise
+    if name:
+        return tuple(replace(shard, source=f"{name}/{shard.source}") for shard in shards)
+    if table is not None:
+        guards.check_owner(table.identity, name, shards)
+    return tuple(shards)
 
 
 def open_table(job: Job) -> EmbeddingTable:
     """The table to write to. A new one is made only after the model and the first images fit."""
     if job.table is not None:
+        if job.name and job.table.identity.name_of(job.listed.url) is None:
+            job.table.add_input(job.name, job.listed.url)
         keep_copy(job.store, job.model_id, job.model_folder)
         return job.table
     from eqmodel import Embedder

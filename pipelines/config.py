@@ -44,6 +44,7 @@ class EmbedSettings:
     dry_run: bool = False
     allow_vanish: bool = False
     new_model: bool = False
+    add_input: str | None = None
     go_live: bool = False
     max_attempts: int = 4
     max_reject_share: float = 0.05

@@ -7,7 +7,7 @@ import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,8 +57,14 @@ class WorkerSettings:
     batch_size: int = 256
     threads: int = 1
     device: str = "cpu"
+    prefix: str = ""
     run: str = ""
     log_format: str = "text"
+
+
+def as_listed(shard: Shard, prefix: str) -> Shard:
+    """A shard under its name in INPUT: a further INPUT's sources have its name in front."""
+    return replace(shard, source=shard.source.removeprefix(prefix)) if prefix else shard
 
 
 class ShardEmbedder:
@@ -112,7 +118,8 @@ class ShardEmbedder:
         """This worker's rates on images of its first shard; None when it has seen no image."""
         if self._first is None or not self._kept:
             return None
-        return calibrate.measure(self.embedder, self._kept, self.input, self._first)
+        first = as_listed(self._first, self.settings.prefix)
+        return calibrate.measure(self.embedder, self._kept, self.input, first)
 
     def _add_images(self, file: ShardFile, work: ShardWork, carried: Carried, tally: Tally) -> None:
         ticket, damage = self._turn.ticket(), list[Damage]()
@@ -131,7 +138,8 @@ class ShardEmbedder:
     def _samples(
         self, work: ShardWork, carried: Carried, damage: list[Damage], tally: Tally
     ) -> Iterator[Sample]:
-        reading = iter(read_shard(self.input, work.shard, self.settings.read, only=carried.missing))
+        shard = as_listed(work.shard, self.settings.prefix)
+        reading = iter(read_shard(self.input, shard, self.settings.read, only=carried.missing))
         keep = not work.quarantine and self._first in (None, work.shard)
         while True:
             with tally.timed("fetch"):

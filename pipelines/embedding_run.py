@@ -17,7 +17,6 @@ from pipelines.errors import IncompleteError, SettingsError
 from pipelines.faults import faultpoint
 from pipelines.layout import Layout, lay_out
 from pipelines.pool import Growth, Pool, PoolSettings, largest_node, memory_there, ray_session
-from pipelines.shards import list_shards
 from pipelines.signals import StopRequest, stop_requests
 from pipelines.summary import Clock, EmbedSummary
 from pipelines.table import EmbeddingTable, KnownFile, Receipt
@@ -82,6 +81,8 @@ class EmbeddingRun:
 
     def _work(self, pool: Pool, stop: StopRequest) -> Failure | None:
         """Work the plan off; shards that changed meanwhile are listed and planned again."""
+        from pipelines.batch import list_input
+
         for _ in range(MAX_REPLANS):
             fatal = pool.run(self._dispatch)
             self._failures |= self._dispatch.failures
@@ -89,8 +90,8 @@ class EmbeddingRun:
             if fatal is not None or stop() or not changed:
                 return fatal
             self._commit(final=False)
-            buckets = self._table.identity.buckets
-            listed = list_shards(self._job.listed, buckets=buckets)
+            job = self._job
+            listed = list_input(job.listed, self._table, job.settings.buckets, job.name)
             known = self._table.known()
             again = [(s, known.get(s.source)) for s in listed if s.source in changed]
             self._dispatch = self._new_dispatch(again)
@@ -119,6 +120,7 @@ class EmbeddingRun:
             batch_size=settings.batch_size,
             threads=layout.threads,
             device=layout.device,
+            prefix=job.prefix,
             run=job.run,
             log_format=log().format,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -19,11 +20,12 @@ from pipelines.errors import (
 )
 from pipelines.shards import ReadOptions, Sample, Shard, read_shard
 from pipelines.storage import Folder
-from pipelines.table import EmbeddingTable
+from pipelines.table import EmbeddingTable, TableIdentity
 
 if TYPE_CHECKING:
     from eqmodel import Embedder
 
+INPUT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 MAX_VANISHED_SHARE = 0.2
 PEEKED_SHARDS = 8
 PEEKED_IMAGES = 8
@@ -63,24 +65,57 @@ def check_model(store: Folder, live: str | None, model_id: str, new_model: bool)
         )
 
 
-def check_input(table: EmbeddingTable, input_url: str) -> None:
-    """InputError when the table was made from another INPUT."""
-    known = table.identity.input_url
-    if known != input_url:
+def check_input(table: EmbeddingTable, input_url: str, add: str | None = None) -> str:
+    """The name of INPUT in the table: "" for the first one, ``add`` for one to be added.
+
+    InputError when it is none of the table's and was not to be added, or cannot be.
+    """
+    identity = table.identity
+    known = identity.name_of(input_url)
+    if known is not None and add in (None, known):
+        return known
+    if add is None:
         raise InputError(
-            f"{input_url}: the store was made from {known}; use that INPUT or another STORE"
+            f"{input_url}: the store was made from {identity.input_url}; use that INPUT or another "
+            "STORE, or --add-input NAME to hold both"
+        )
+    taken = identity.of_inputs().get(add)
+    if known is not None or taken is not None:
+        raise InputError(
+            f"--add-input {add}: " + (f"names {taken} already" if taken else f"{input_url} is in "
+            "the store already" + (f" as {known}" if known else " as its first INPUT"))
+        )  # fmt: skip
+    if not INPUT_NAME.fullmatch(add) or any(s.startswith(f"{add}/") for s in table.known()):
+        raise InputError(
+            f"--add-input {add}: letters, digits, '.', '_' and '-' are expected, and no folder of "
+            "another INPUT; choose another name"
+        )
+    return add
+
+
+def check_owner(identity: TableIdentity, name: str, shards: Sequence[Shard]) -> None:
+    """InputError when a folder of the first INPUT is called as another INPUT is."""
+    found = next((s.source for s in shards if identity.owner(s.source) != name), None)
+    if found is not None:
+        raise InputError(
+            f"{found}: this folder has the name of another INPUT of the store; rename the folder, "
+            "or use another STORE"
         )
 
 
 def check_listing(
-    input_url: str, shards: Sequence[Shard], table: EmbeddingTable | None, allow_vanish: bool
+    input_url: str,
+    shards: Sequence[Shard],
+    table: EmbeddingTable | None,
+    allow_vanish: bool,
+    name: str | None = None,
 ) -> None:
     """Never delete because a listing came back short.
 
     InputError (exit 2) for an empty INPUT of a new store; ListingError (exit 1) for an empty
     listing, or one that lacks more than a fifth of the known shards or, for folders, images.
     """
-    known = {} if table is None else table.known()
+    known = {} if table is None else table.known() if name is None else table.known(name)
     if not known:
         if not shards:
             raise InputError(

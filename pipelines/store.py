@@ -99,6 +99,7 @@ class Store:
         return {
             "store": self.url,
             "input": self.table.identity.input_url,
+            **({"inputs": dict(self.table.identity.inputs)} if self.table.identity.inputs else {}),
             "model_id": self.model_id,
             "group": self.table.identity.group,
             "dim": self.table.identity.dim,

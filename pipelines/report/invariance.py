@@ -48,12 +48,29 @@ def audit_sample(
     names = ["source", "source_etag", "item_etag", "key", "offset", "length"]
     records = dict(zip(sample, rows.records(sample, names), strict=True))
     try:
-        found = read_originals(identity.input_url, records, read, identity.buckets)
+        found = read_all_originals(identity, records, read)
     except (OrbitError, OSError) as error:
         return _skipped(f"the images cannot be read back from INPUT: {error}", embedder)
     if not found:
         return _skipped(f"none of {len(sample)} images is in INPUT any more", embedder)
     return _audited(embedder, rows, found, seed)
+
+
+def read_all_originals(
+    identity: TableIdentity, records: Mapping[int, Mapping[str, Any]], read: ReadOptions | None
+) -> dict[int, NDArray[Any]]:
+    """``read_originals`` of every INPUT of the table."""
+    found: dict[int, NDArray[Any]] = {}
+    for name, url in identity.of_inputs().items():
+        prefix = f"{name}/" if name else ""
+        own = {
+            row: {**record, "source": record["source"].removeprefix(prefix)}
+            for row, record in records.items()
+            if identity.owner(record["source"]) == name
+        }
+        if own:
+            found |= read_originals(url, own, read, identity.buckets)
+    return found
 
 
 def _audited(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,6 +17,7 @@ from pipelines.table.log import Change, DeltaLog, NewFile
 from pipelines.table.publications import PublicationLog
 from pipelines.table.records import (
     FORMAT_VERSION,
+    INPUTS,
     SCHEMA,
     Committed,
     Counts,
@@ -69,9 +71,19 @@ class EmbeddingTable:
         """The properties of the Delta table, ours (``orbit.*``) and Delta's own."""
         return self._log.configuration
 
-    def known(self) -> Mapping[str, KnownFile]:
-        """Every shard version in the table by source, from the log alone."""
-        return self._known
+    def known(self, name: str | None = None) -> Mapping[str, KnownFile]:
+        """Every shard version in the table by source, from the log alone; or those of one input."""
+        if name is None or not (name or self.identity.inputs):
+            return self._known
+        owner = self.identity.owner
+        return {source: file for source, file in self._known.items() if owner(source) == name}
+
+    def add_input(self, name: str, url: str) -> None:
+        """Take one more input, whose sources begin with ``name`` and a slash."""
+        identity = replace(self.identity, inputs=(*self.identity.inputs, (name, url)))
+        self._log.set_property(INPUTS, identity.configuration()[INPUTS])
+        before, self.identity = self._known, _identity(self._log)
+        self._notice(before)
 
     def counts(self) -> Counts:
         """Counts of the whole table, from the log alone."""
@@ -84,9 +96,10 @@ class EmbeddingTable:
             num_shards=len(files),
         )
 
-    def plan(self, shards: Sequence[Shard]) -> Plan:
-        """Compare a listing with the table: by source, then by content identity."""
-        known, listed = self._known, {shard.source for shard in shards}
+    def plan(self, shards: Sequence[Shard], name: str | None = None) -> Plan:
+        """Compare a listing with the table, or with its part of the input ``name``: by source, then
+        by content identity."""
+        known, listed = self.known(name), {shard.source for shard in shards}
         return Plan(
             added=tuple(s for s in shards if s.source not in known),
             changed=tuple(

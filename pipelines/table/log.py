@@ -122,6 +122,20 @@ class DeltaLog:
         """The table's properties."""
         return dict(self._table.metadata().configuration)
 
+    def set_property(self, name: str, value: str) -> None:
+        """Set one property of the table, in a commit of its own. ConflictError when another writer
+        committed meanwhile, TableError when the log cannot be written."""
+        properties = CommitProperties(
+            app_transactions=[Transaction(_TRANSACTION, self.version + 1)], max_commit_retries=0
+        )
+        try:
+            self._table.alter.set_table_properties(
+                {name: value}, raise_if_not_exists=False, commit_properties=properties
+            )
+        except (DeltaError, OSError) as error:
+            raise _lost(self.folder, error) from error
+        self.reload()
+
     @property
     def created_ms(self) -> int:
         """When the table was created, in milliseconds since 1970."""

@@ -12,6 +12,7 @@ import pyarrow as pa
 from pipelines.shards import Shard
 
 FORMAT_VERSION = 1
+INPUTS = "orbit.inputs"
 MARKER = "!"
 """Keys that begin with this are ours (``!empty``, ``!damaged``): no image, in no count."""
 
@@ -47,10 +48,28 @@ class TableIdentity:
     dim: int
     group: str
     format_version: int = FORMAT_VERSION
+    inputs: tuple[tuple[str, str], ...] = ()
+    """Further inputs (name, URL): their sources begin with the name and a slash."""
 
     def configuration(self) -> dict[str, str]:
         """As Delta table properties: every value a string, every key ``orbit.*``."""
-        return {f"orbit.{name}": str(value) for name, value in vars(self).items()}
+        facts = {f"orbit.{name}": str(value) for name, value in vars(self).items()}
+        del facts["orbit.inputs"]
+        return facts | ({INPUTS: json.dumps(dict(self.inputs))} if self.inputs else {})
+
+    def name_of(self, url: str) -> str | None:
+        """The name of an input, "" of the first one; None when it is none of the table's."""
+        names = [name for name, known in self.inputs if known == url]
+        return "" if url == self.input_url else names[0] if names else None
+
+    def owner(self, source: str) -> str:
+        """The name of the input that a source is of, "" for the first one."""
+        name, slash, _ = source.partition("/")
+        return name if slash and name in dict(self.inputs) else ""
+
+    def of_inputs(self) -> dict[str, str]:
+        """URL by name, the first input under ""."""
+        return {"": self.input_url} | dict(self.inputs)
 
     @classmethod
     def from_configuration(cls, configuration: Mapping[str, str | None]) -> TableIdentity:
@@ -63,6 +82,7 @@ class TableIdentity:
             dim=int(found["dim"]),
             group=found["group"],
             format_version=int(found["format_version"]),
+            inputs=tuple(json.loads(found.get("inputs", "{}")).items()),
         )
 
 

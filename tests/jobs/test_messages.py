@@ -199,7 +199,8 @@ WRONG_FOR_THE_STORE = [
     (
         f"run {{places}}/five --model {SHIPPED} --out {{store}}",
         2,
-        "{places}/five: the store was made from {bucket}; use that INPUT or another STORE",
+        "{places}/five: the store was made from {bucket}; use that INPUT or another STORE, "
+        "or --add-input NAME to hold both",
     ),
     (
         "run {bucket} --model {places}/other --out {store}",
@@ -211,7 +212,7 @@ WRONG_FOR_THE_STORE = [
         "query {store} {places}/words/readme.txt",
         2,
         "'{places}/words/readme.txt' cannot be read: not an image of a known format "
-        "(PNG, JPEG, WebP, BMP, GIF, TIFF, PNM); give an image file",
+        "(PNG, JPEG, WebP, BMP, GIF, TIFF, PNM, FITS); give an image file",
     ),
     (
         "query {store} {places}/five/a.tif",
