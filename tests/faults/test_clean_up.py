@@ -44,6 +44,7 @@ def nights(three_nights: World, tmp_path: Path) -> World:
     shutil.copytree(three_nights.store.url, tmp_path / "store")
     world = World(three_nights.input, Folder(str(tmp_path / "store")), *_makers(three_nights))
     world.truth, world.bad = dict(three_nights.truth), set(three_nights.bad)
+    world.digests = dict(three_nights.digests)
     return world
 
 
