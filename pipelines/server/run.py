@@ -24,6 +24,9 @@ SLOW_HEAD = (
 )
 
 
+BACKLOG = 2048
+
+
 def bind(host: str, port: int) -> socket.socket:
     """A listening socket; port 0 takes any free one. SettingsError when it cannot be had."""
     try:
@@ -60,9 +63,10 @@ def serve(
             server_header=False,
             timeout_keep_alive=30,
             timeout_graceful_shutdown=round(settings.stop_s),
-            backlog=2048,
+            backlog=BACKLOG,
         )
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        sock.listen(BACKLOG)  # who is told the URL may connect at once, and waits a moment
         ready(f"http://{host}:{sock.getsockname()[1]}/", live)
         uvicorn.Server(config).run(sockets=[sock])
 

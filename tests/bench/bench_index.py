@@ -205,11 +205,12 @@ def autofaiss(built: Built, limit: int) -> tuple[Any, int] | None:
     """The index that autofaiss builds of the same embeddings in so many bytes."""
     place = BUILD / "autofaiss"
     python = place / "bin" / "python"
-    if not python.exists():
+    if not (place / "ready").exists():
         subprocess.run([sys.executable, "-m", "venv", place], check=True)
-        subprocess.run(
-            [python, "-m", "pip", "install", "-q", f"autofaiss=={AUTOFAISS}"], check=True
-        )
+        # Its numpy is an older one, for which the newest pyarrow is not made.
+        wanted = [f"autofaiss=={AUTOFAISS}", "pyarrow<20"]
+        subprocess.run([python, "-m", "pip", "install", "-q", *wanted], check=True)
+        (place / "ready").touch()
     out = built.folder / f"autofaiss-{limit}.index"
     code = (
         "import json, sys, numpy as np\nfrom autofaiss import build_index\n"
@@ -220,8 +221,11 @@ def autofaiss(built: Built, limit: int) -> tuple[Any, int] | None:
         "sys.exit(0 if index is not None else 3)\n"
     )
     line = [str(python), "-c", code, str(built.folder / "vectors.npy"), str(out), str(limit)]
-    if subprocess.run(line, check=False).returncode:
+    code_of = subprocess.run(line, check=False).returncode
+    if code_of == 3:
         return None
+    if code_of:
+        raise RuntimeError(f"autofaiss failed with {code_of}")
     return faiss.read_index(str(out)), out.stat().st_size
 
 
@@ -231,7 +235,7 @@ def at_recall(built: Built, index: Any, recall: float) -> tuple[float, float, st
     best = (0.0, np.inf, "as it is")
     space = faiss.ParameterSpace()
     names = ("efSearch", "nprobe")
-    for value in [2**power for power in range(0, 12)]:
+    for value in sorted({round(1.25**power) for power in range(35)}):
         for name in names:
             try:
                 space.set_index_parameters(index, f"{name}={value}")
