@@ -58,7 +58,7 @@ def submit(
     from pipelines.cluster import pack_code
 
     with tempfile.TemporaryDirectory(prefix="orbit-code-") as place:
-        code = pack_code(Path(place))
+        code = pack_code(Path(place), command)
         name = id or submission_id(command, code.digest, datetime.now(UTC))
         there = cluster.open()
         there.submit(name, command, code, environment())

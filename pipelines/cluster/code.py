@@ -6,10 +6,11 @@ import hashlib
 import importlib.util
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from eqmodel.checkpoint import shipped
 from pipelines.errors import SettingsError
 
 PACKAGES = ("eqmodel", "pipelines", "jobs")
@@ -42,13 +43,16 @@ class Code:
     digest: str
 
 
-def pack_code(place: Path) -> Code:
+def pack_code(place: Path, words: Sequence[str] = ()) -> Code:
     """Copy the packages' code to ``place``, with a launcher; the same code, the same digest.
 
-    SettingsError when it is larger than code can be.
+    Of the checkpoints that ship, those go along that ``words``, a command's, name; if none, the
+    recommended one. SettingsError when it is larger than code can be.
     """
-    digest, size = hashlib.sha256(), 0
+    digest, size, left = hashlib.sha256(), 0, _unneeded(words)
     for root, path in _files():
+        if path.parent in left:
+            continue
         content = path.read_bytes()
         size += len(content)
         if size > MAX_BYTES:
@@ -63,6 +67,14 @@ def pack_code(place: Path) -> Code:
         shutil.copyfile(path, target)
     (place / LAUNCHER).write_text(_SCRIPT.format(here=sys.executable or "python3"))
     return Code(place, size, digest.hexdigest()[:12])
+
+
+def _unneeded(words: Sequence[str]) -> set[Path]:
+    """Folders of shipped checkpoints that a command has no use for."""
+    found = shipped()
+    needed = [model for model in found if {model["name"], model["short_name"]} & set(words)]
+    needed = needed or [model for model in found if model["recommended"]]
+    return {Path(model["folder"]) for model in found if model not in needed}
 
 
 def _files() -> Iterator[tuple[Path, Path]]:

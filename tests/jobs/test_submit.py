@@ -174,6 +174,16 @@ def test_code_is_packed_without_data_and_the_same_each_time(tmp_path: Path) -> N
     assert not [name for name in files if name.endswith((".tar", ".pyc", ".png"))]
 
 
+def test_only_the_models_that_a_command_names_are_sent(tmp_path: Path) -> None:
+    def models(place: str, *words: str) -> set[str]:
+        code = pack_code(tmp_path / place, words)
+        return {path.parent.name[:-2] for path in code.folder.rglob("model.safetensors")}
+
+    assert models("none") == models("own", "run", "--model", "s3://x/m") == {"d4-28-grey"}
+    assert models("one", "run", "--model", "d12-28-grey") == {"d12-28-grey"}
+    assert models("exact", "run", "--model", "d12-28-grey-1") == {"d12-28-grey"}
+
+
 def test_the_code_that_is_sent_runs(tmp_path: Path) -> None:
     """On a machine that has the libraries, from the folder alone."""
     code = pack_code(tmp_path / "a")
