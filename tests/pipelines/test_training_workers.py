@@ -4,10 +4,10 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import pytest
 
@@ -21,25 +21,28 @@ from tests.pipelines.conftest import SAMPLE
 pytestmark = [pytest.mark.cluster_slow, pytest.mark.timeout(900)]
 SMALL = TrainConfig(width=2, features=6, dim=8, epochs=4, batch_size=64, patience=9)
 
+NOISE = 0.06
+
 
 def silent(stage: str, done: int, total: int | None = None, note: str = "") -> None:
     """Progress that nobody looks at."""
 
 
 def test_two_workers_learn_what_one_learns(tmp_path: Path) -> None:
+    config = replace(SMALL, epochs=8)
     images = read_images(str(SAMPLE), tmp_path / "images", silent, limit=800)
     alone: list[EpochReport] = []
-    train(images, tmp_path / "one", SMALL, progress=alone.append)
+    train(images, tmp_path / "one", config, progress=alone.append)
     together: list[EpochReport] = []
-    training = Training(str(SAMPLE), tmp_path / "two", SMALL, workers=2, limit=800)
+    training = Training(str(SAMPLE), tmp_path / "two", config, workers=2, limit=800)
     card = train_on_workers(training, silent, together.append)
-    assert [report.epoch for report in together] == [1, 2, 3, 4]
+    assert [report.epoch for report in together] == list(range(1, 9))
     assert card["num_images"] == 800
     assert card["invariance_error"] <= 1e-5
-    curves = np.array([[report.held_out for report in run] for run in (alone, together)])
-    # Other images in every batch: the noise of one training with another seed is 0.03 here.
-    np.testing.assert_allclose(curves[1], curves[0], atol=0.08)
-    assert curves[1][-1] < curves[1][0]
+    one, two = ([report.held_out for report in run] for run in (alone, together))
+    assert two[-1] < two[3] < two[0]
+    # Four seeds of one worker end at 0.420, 0.420, 0.428 and 0.458 on these images.
+    assert abs(two[-1] - one[-1]) < NOISE, (one, two)
     assert Embedder.load(tmp_path / "two").dim == 8
     assert not training.place.exists()
 
