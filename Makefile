@@ -37,7 +37,7 @@ $(READY): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing the pinned versions into $(VENV) (a few minutes the first time)"
 	@$(BIN)/python -m pip uninstall -q -y faiss-$(OTHER_FAISS) 2>/dev/null || true
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt setuptools
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[$(FAISS),fast,evaluate,fits,traces,dev]'
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[$(FAISS),fast,clouds,evaluate,fits,traces,dev]'
 	@rm -f $(VENV)/.ready-* && touch $@
 
 demo: $(READY)  ## the whole road on the sample that ships with the project (DEMO_FLAGS=--train trains first)
