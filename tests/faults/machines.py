@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,9 +99,8 @@ class Machines:
 
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
         assert not ray.is_initialized()
-        self.cluster = Cluster(
-            initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
-        )
+        head = {"num_cpus": 0, "include_dashboard": False}
+        self.cluster = patiently(lambda: Cluster(initialize_head=True, head_node_args=head))
         self.nodes: list[Any] = []
 
     @property
@@ -110,7 +109,9 @@ class Machines:
 
     def add(self, num_cpus: int = 1) -> Any:
         """A node more."""
-        node = self.cluster.add_node(num_cpus=num_cpus, object_store_memory=80 << 20)
+        node = patiently(
+            lambda: self.cluster.add_node(num_cpus=num_cpus, object_store_memory=80 << 20)
+        )
         self.nodes.append(node)
         return node
 
@@ -129,6 +130,17 @@ class Machines:
 
     def close(self) -> None:
         self.cluster.shutdown()
+
+
+def patiently(start: Callable[[], Any]) -> Any:
+    """Ray gives a node 30 seconds to start, which a busy machine may not have."""
+    for _ in range(5):
+        try:
+            return start()
+        except Exception as error:
+            if "timed out" not in str(error):
+                raise
+    return start()
 
 
 def _workers_below(pid: int) -> list[psutil.Process]:

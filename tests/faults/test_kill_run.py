@@ -31,11 +31,16 @@ IN_FLIGHT = 2
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much there is, and how many of what are killed."""
+    """How much there is, and how many of what are killed.
+
+    ``fetch_ms``: what fetching a shard takes longer than it does here, in both runs, so that there
+    is a midst to kill in.
+    """
 
     shards: int = 20
     images: int = 40
-    side: int = 128
+    side: int = 64
+    fetch_ms: int = 500
     workers: int = 5
     machines: int = 2
     drivers: int = 1
@@ -51,6 +56,12 @@ class Sizes:
     def events(self) -> list[str]:
         kinds = {"worker": self.workers, "machine": self.machines, "driver": self.drivers}
         return [kind for kind, count in kinds.items() for _ in range(count)]
+
+    @property
+    def slow_fetches(self) -> str:
+        """``ORBIT_FAULT`` for every fetch of every worker."""
+        times, seconds = range(1, 2 * self.shards), self.fetch_ms / 1000
+        return ",".join(f"worker.fetch@{n}:sleep={seconds}" for n in times)
 
 
 def fill(place: Path, sizes: Sizes, make_png: MakePng, make_tar: MakeTar) -> Counter[Any]:
@@ -167,8 +178,15 @@ def compare(alone: Path, disturbed: Path, truth: Counter[Any]) -> float:
     return worst
 
 
-def test_kills(tmp_path: Path, chance: random.Random, make_png: MakePng, make_tar: MakeTar) -> None:
+def test_kills(
+    tmp_path: Path,
+    chance: random.Random,
+    make_png: MakePng,
+    make_tar: MakeTar,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     sizes = Sizes.given()
+    monkeypatch.setenv("ORBIT_FAULT", sizes.slow_fetches)
     truth = fill(tmp_path / "in", sizes, make_png, make_tar)
     alone, disturbed = tmp_path / "alone", tmp_path / "disturbed"
     with machines(1, 1) as made:
