@@ -196,6 +196,10 @@ def test_a_token_is_asked_for_once(
         page.reload()
         page.wait_for_selector(".kind")
         assert page.is_hidden("#gate")
+        page.click("#report")  # a plain link, which could not send the token
+        page.wait_for_url("**/report?ticket=*")
+        assert TOKEN not in page.url
+        assert "Orbit" in page.title() or page.locator("h1").count()
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(20)
