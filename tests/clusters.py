@@ -2,10 +2,12 @@
 
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -29,12 +31,13 @@ class RayCluster:
         self.token_file = place / "token"
         self.token_file.write_text(self.token + "\n")
         self._place, self._nodes = place, list[subprocess.Popen[bytes]]()
+        self.folder = Path(tempfile.mkdtemp(prefix="ray-"))  # its sockets want a short path
         gcs, dashboard = free_port(), free_port()
         self.gcs, self.address = f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}"
         self.add_node(
             cpus, "--head", f"--port={gcs}", f"--dashboard-port={dashboard}",
             "--dashboard-host=127.0.0.1", "--include-dashboard=true",
-            f"--ray-client-server-port={free_port()}", f"--temp-dir={place / 'ray'}",
+            f"--ray-client-server-port={free_port()}", f"--temp-dir={self.folder}",
         )  # fmt: skip
         self._until_it_answers()
 
@@ -79,6 +82,7 @@ class RayCluster:
                 node.wait(20)
             except subprocess.TimeoutExpired:
                 self.end_node(node)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _until_it_answers(self) -> None:
         request = urllib.request.Request(

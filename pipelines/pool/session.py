@@ -15,6 +15,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
 
+from eqmodel.errors import OrbitError
 from pipelines.errors import RayError as OrbitRayError
 
 
@@ -37,7 +38,9 @@ def ray_session(mode: str, least_cpus: int) -> Iterator[tuple[float, float]]:
         else:
             del quiet["include_dashboard"]
             ray.init(address=mode, **quiet)
-    except Exception as error:  # the boundary to Ray, which raises what it likes
+    except OrbitError:  # a signal
+        raise
+    except (Exception, SystemExit) as error:  # the boundary to Ray, which raises what it likes
         raise OrbitRayError(
             f"Ray ({mode}) cannot be used: {' '.join(str(error).split())[:200]}; "
             "expected --ray local, auto (a cluster on this machine) or a cluster's URL"

@@ -137,8 +137,8 @@ def patiently(start: Callable[[], Any]) -> Any:
     for _ in range(5):
         try:
             return start()
-        except Exception as error:
-            if "timed out" not in str(error):
+        except (Exception, SystemExit) as error:
+            if "timed out" not in str(error) and not isinstance(error, SystemExit):
                 raise
     return start()
 

@@ -165,7 +165,7 @@ def rows_of(store: Path) -> dict[tuple[str, str], dict[str, Any]]:
 def compare(alone: Path, disturbed: Path, truth: Counter[Any]) -> float:
     """The oracle; the largest difference of an embedding."""
     expected, found = rows_of(alone), rows_of(disturbed)
-    assert Counter(found) == truth == Counter(expected)
+    assert Counter(list(found)) == truth == Counter(list(expected))
     worst = 0.0
     for image, row in found.items():
         before = expected[image]

@@ -111,7 +111,7 @@ def test_a_node_that_comes_is_used_and_one_that_goes_costs_nothing(
 
     until(2)
     node = cluster.add_node(1)
-    logs = tmp_path / "ray" / "session_latest" / "logs"
+    logs = cluster.folder / "session_latest" / "logs"
     deadline = time.monotonic() + 240
     while len(workers(logs)) < 2 and time.monotonic() < deadline:
         until(lines[-1]["done"])
