@@ -5,6 +5,8 @@ from pipelines.report.findings import Findings, Rejected, read_rejects
 from pipelines.report.invariance import Invariance, audit_sample
 from pipelines.report.map import CollectionMap, draw_map
 from pipelines.report.page import render_page
+from pipelines.report.plots import write_plots
+from pipelines.report.recipe import described
 
 __all__ = [
     "FORMAT_VERSION",
@@ -15,7 +17,9 @@ __all__ = [
     "Rejected",
     "audit_sample",
     "build_document",
+    "described",
     "draw_map",
     "read_rejects",
     "render_page",
+    "write_plots",
 ]
