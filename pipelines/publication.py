@@ -37,6 +37,7 @@ from pipelines.nights import Before, of_previous, snapshot
 from pipelines.pictures import thumbnails
 from pipelines.publish_options import PublishOptions
 from pipelines.report import (
+    SCHEMA,
     THROUGHPUT,
     Findings,
     Invariance,
@@ -46,6 +47,7 @@ from pipelines.report import (
     draw_map,
     read_rejects,
     render_page,
+    schema,
     write_plots,
 )
 from pipelines.restore import restore
@@ -268,6 +270,7 @@ class _Publishing:
         _write_json(self.out / "index.json", found.spec.as_dict())
         document = build_document(found, write_plots(found, self.out))
         _write_json(self.out / "report.json", document)
+        _write_json(self.out / SCHEMA, schema())
         (self.out / "report.html").write_text(render_page(document, found), "utf-8")
         self.progress("report", 1, 1)
         return document

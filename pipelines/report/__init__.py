@@ -7,9 +7,11 @@ from pipelines.report.map import CollectionMap, draw_map
 from pipelines.report.page import render_page
 from pipelines.report.plots import write_plots
 from pipelines.report.recipe import described
+from pipelines.report.schema import SCHEMA, schema
 
 __all__ = [
     "FORMAT_VERSION",
+    "SCHEMA",
     "THROUGHPUT",
     "CollectionMap",
     "Findings",
@@ -21,5 +23,6 @@ __all__ = [
     "draw_map",
     "read_rejects",
     "render_page",
+    "schema",
     "write_plots",
 ]

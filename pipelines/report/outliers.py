@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from pipelines.report.findings import Findings
 
 OUTLIERS, NEAREST = 24, 5
-FLAT, TIE, SIZE = 6.0, 0.02, 2.0
+FLAT, TIE, LOOSE, SIZE = 6.0, 0.02, 0.7, 2.0
 """Grey levels (standard deviation) under which an image is of one colour; difference of two scores
-that are a tie; times the median side beyond which a size is unusual."""
+that are a tie; share of a cluster's cohesion below which a member is loose; times the median side
+beyond which a size is unusual."""
 
 
 def outliers_section(found: Findings, named: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -56,7 +57,7 @@ def _told(
     score = float(found.outlier[row])
     reasons = [
         f"its {NEAREST} nearest score {1 - score:.3f} on average, typical is {1 - typical:.3f}",
-        *_between(found, row),
+        *_place(found, row),
         *_label(found, row, record["label"]),
         *_size(found, row),
         *_flat(thumbnail),
@@ -69,7 +70,7 @@ def _told(
     }
 
 
-def _between(found: Findings, row: int) -> list[str]:
+def _place(found: Findings, row: int) -> list[str]:
     clustering = found.clustering
     if int(clustering.assigned[row]) == ALONE:
         return ["in no cluster"]
@@ -77,10 +78,16 @@ def _between(found: Findings, row: int) -> list[str]:
         return []
     scores = clustering.centroids @ np.asarray(found.rows.vectors[row])
     best, second = np.argsort(-scores, kind="stable")[:2].tolist()
-    if scores[best] - scores[second] >= TIE:
+    if scores[best] - scores[second] < TIE:
+        names = sorted((clustering.clusters[best].id, clustering.clusters[second].id))
+        return [f"between clusters {names[0]} and {names[1]}"]
+    home = clustering.clusters[best]
+    if scores[best] >= LOOSE * home.cohesion:
         return []
-    names = sorted((clustering.clusters[best].id, clustering.clusters[second].id))
-    return [f"between clusters {names[0]} and {names[1]}"]
+    return [
+        f"loosely in cluster {home.id}: {scores[best]:.2f} with its centre, others "
+        f"{home.cohesion:.2f}"
+    ]
 
 
 def _label(found: Findings, row: int, label: str | None) -> list[str]:
@@ -92,7 +99,7 @@ def _label(found: Findings, row: int, label: str | None) -> list[str]:
     if label in others or None in others:
         return []
     common = max(others, key=others.count)
-    return [f"labelled {label}, none of its nearest is: {common} mostly"]
+    return [f"labelled {label}, its nearest are not; most of them {common}"]
 
 
 def _size(found: Findings, row: int) -> list[str]:

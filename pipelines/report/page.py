@@ -20,7 +20,7 @@ from pipelines.report.findings import Findings
 from pipelines.report.palette import FAINT, PALETTE, colour_of
 from pipelines.sprites import pack
 
-GROUPS_SHOWN, MEMBERS_SHOWN = 32, 8
+GROUPS_SHOWN, MEMBERS_SHOWN, CARDS_SHOWN = 32, 8, 60
 PLOT_WIDTH, PLOT_HEIGHT = 640, 220
 
 
@@ -38,9 +38,9 @@ def render_page(document: Mapping[str, Any], found: Findings) -> str:
         map=_map(found),
         curve=_curve(document["invariance"]),
         variance=_variance(found.map.variance),
-        palette=PALETTE,
         groups_shown=GROUPS_SHOWN,
         members_shown=MEMBERS_SHOWN,
+        cards_shown=CARDS_SHOWN,
         script=Markup(script),
         style=Markup(style),
         script_sha256=policy,
@@ -109,7 +109,7 @@ def _pictures(document: Mapping[str, Any], found: Findings) -> Iterator[tuple[st
 
 
 def _shown(document: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    for cluster in document["clusters"]["clusters"]:
+    for cluster in document["clusters"]["clusters"][:CARDS_SHOWN]:
         yield cluster["medoid"]
         yield from cluster["nearest"]
         yield from cluster["farthest"]
