@@ -38,7 +38,6 @@ from pipelines.pictures import thumbnails
 from pipelines.publish_options import PublishOptions
 from pipelines.report import (
     SCHEMA,
-    THROUGHPUT,
     Findings,
     Invariance,
     audit_sample,
@@ -51,6 +50,7 @@ from pipelines.report import (
     write_plots,
 )
 from pipelines.restore import restore
+from pipelines.status_facts import status_facts
 from pipelines.storage import Folder
 from pipelines.table import EmbeddingTable, PublicationLog, PublicationRow, PublishedFile
 
@@ -291,7 +291,7 @@ class _Publishing:
                 table_version=self.table.version,
                 files=(*files, *shared),
                 recall_at_10=float(spec.recall["recall"]),
-                facts=_facts(document, spec),
+                facts=status_facts(document, spec),
                 created=self.created,
             ),
             [file.path for file in shared],
@@ -309,37 +309,6 @@ class _Publishing:
             faultpoint("publish.uploading")
             self.progress("uploading", number, len(paths))
             yield PublishedFile(name, entry.size, file_sha256(path))
-
-
-def _facts(document: Mapping[str, Any], spec: IndexSpec) -> dict[str, Any]:
-    """The figures that ``orbit status`` shows without opening an artifact."""
-    collection, invariance = document["collection"], document["invariance"]
-    counted = ("num_seen", "num_embedded", "num_rejected", "num_damaged_shards", "num_shards")
-    moved = ("num_added", "num_removed", "num_changed", "mean_shift")
-    return {
-        **{name: collection[name] for name in counted},
-        "num_clusters": document["clusters"]["num_clusters"],
-        "num_duplicate_groups": document["duplicates"]["num_groups"],
-        "index_kind": spec.kind,
-        "index": spec.facts(),
-        "invariance_error": invariance.get("invariance_error"),
-        "free_angle_rank1": invariance.get("free_angle_rank1"),
-        **{name: document["efficiency"][name] for name in THROUGHPUT},
-        **{name: document["drift"].get(name) for name in moved},
-        "drift": _drift_facts(document["drift"]),
-    }
-
-
-def _drift_facts(section: Mapping[str, Any]) -> dict[str, Any]:
-    """The verdict, and the figures behind it that an alert can be set on."""
-    told: dict[str, Any] = {name: section[name] for name in ("verdict", "word")}
-    for name in ("distribution", "arrivals"):
-        part = section.get(name) or {}
-        told |= {f"{name}_{figure}": part.get(figure) for figure in ("distance", "threshold")}
-    told["unfamiliar_share"] = (section.get("arrivals") or {}).get("unfamiliar_share")
-    told["new_clusters"] = section.get("new_clusters", [])
-    told["gone_clusters"] = section.get("gone_clusters", [])
-    return told
 
 
 def _write_json(path: Path, document: Mapping[str, Any]) -> None:

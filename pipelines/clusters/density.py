@@ -25,7 +25,7 @@ def by_density(vectors: Vectors, ids: Ints, threads: int = 0) -> tuple[Ints, str
     shown = np.ascontiguousarray(vectors[sample], np.float32)
     least = max(LEAST, round(SHARE * len(sample)))
     if len(sample) < 2 * least or float(np.var(shown, axis=0).sum()) < 1e-10:
-        return np.zeros(len(vectors), np.int64), "what so few images, or such equal ones, allow"
+        return np.zeros(len(vectors), np.int64), "as so few images, or such equal ones, allow"
     components = min(DIMENSIONS, *shown.shape)
     flat = PCA(components, svd_solver="full").fit_transform(shown)
     model = HDBSCAN(

@@ -46,7 +46,7 @@ def choose_k(vectors: Vectors, seed: int = 0, threads: int = 0) -> tuple[int, st
     tried = [k for k in CANDIDATES if k < several]
     if not tried:
         k = max(1, min(several, CANDIDATES[0]))
-        return k, f"what {several} distinct image{'s allow' if several > 1 else ' allows'}"
+        return k, f"as many as {several} distinct image{'s allow' if several > 1 else ' allows'}"
     shown = sample[_sample(len(sample), SILHOUETTE_SAMPLE, seed)]
     scores = []
     for k in tried:

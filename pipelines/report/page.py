@@ -15,6 +15,7 @@ import pyarrow as pa
 from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
+from pipelines.drift import FEWEST, draws_worse
 from pipelines.pictures import Pose, data_uri, from_pixels, open_picture, webp
 from pipelines.report.findings import Findings
 from pipelines.report.palette import FAINT, PALETTE, colour_of
@@ -41,6 +42,8 @@ def render_page(document: Mapping[str, Any], found: Findings) -> str:
         groups_shown=GROUPS_SHOWN,
         members_shown=MEMBERS_SHOWN,
         cards_shown=CARDS_SHOWN,
+        fewest=FEWEST,
+        draws_worse=_draws_worse(document["invariance"]),
         script=Markup(script),
         style=Markup(style),
         script_sha256=policy,
@@ -142,6 +145,11 @@ def _drawn(pixels: Any) -> str:
     picture = from_pixels(pixels)
     picture.thumbnail((96, 96))
     return data_uri(webp(picture, 80))
+
+
+def _draws_worse(invariance: Mapping[str, Any]) -> bool:
+    redrawn = invariance["reconstruction"]
+    return redrawn is not None and draws_worse(redrawn)
 
 
 def _map(found: Findings) -> dict[str, Any] | None:

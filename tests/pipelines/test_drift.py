@@ -133,11 +133,25 @@ def test_few_images_are_not_judged() -> None:
 
 
 def test_images_that_the_model_redraws_badly_say_so_on_the_first_night() -> None:
-    first = drift.judged({"previous": None}, {"error": 0.3, "trained_error": 0.1, "ratio": 3.0})
-    assert first["verdict"] == "unfit"
-    assert "redraws" in first["word"]
-    assert drift.judged({"previous": None}, {"ratio": None})["verdict"] == "first"
-    assert drift.judged({"previous": None}, {"ratio": 1.1})["verdict"] == "first"
+    def told(ratio: float | None, num: int = 64) -> dict[str, Any]:
+        redrawn = {"error": 0.3, "trained_error": 0.1, "ratio": ratio, "num_images": num}
+        return drift.judged({"previous": None}, redrawn)
+
+    assert told(3.0)["verdict"] == "unfit"
+    assert "redraws" in told(3.0)["word"]
+    assert [told(ratio)["verdict"] for ratio in (None, 1.1)] == ["first", "first"]
+    assert told(3.0, num=1)["verdict"] == "first"  # one odd image is no finding
+
+
+def test_images_far_from_all_before_are_a_finding_even_if_each_resembles_some() -> None:
+    # All new images sit on one that was there: familiar each, yet another distribution.
+    old = around(0, 500, 1, spread=0.5)
+    new = np.repeat(old[:1], 40, 0)
+    found = compared(snapshot(old), snapshot(np.concatenate([old, new])))
+    assert found["arrivals"]["unfamiliar_share"] == 0
+    assert found["arrivals"]["share"] > drift.FAR
+    assert found["verdict"] == "unfit"
+    assert "little in common" in found["word"]
 
 
 def test_images_in_no_cluster_are_no_cluster() -> None:
