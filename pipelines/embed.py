@@ -218,6 +218,7 @@ class ShardEmbedder:
             path=path,
             size=checked.size,
             sha256=checked.sha256,
+            md5=checked.md5,
             num_rows=file.num_rows,
             num_embedded=file.num_embedded,
             num_rejected=file.num_rejected,
