@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -137,6 +138,22 @@ def test_a_share_of_the_bodies_is_cut(behind: Behind) -> None:
     behind.proxy.wrong("truncate", method="GET", share=0.2)
     behind.succeeds()
     assert behind.proxy.kinds["truncate"] > 3
+
+
+def test_told_to_stop_while_nothing_answers(behind: Behind) -> None:
+    """503 for all: no commit gets through, and it still ends within 20 seconds."""
+    behind.proxy.wrong("503", skip=40)
+    started = behind.start()
+    while behind.proxy.kinds["503"] < 4:
+        time.sleep(0.05)
+    began = time.monotonic()
+    os.kill(started.pid, signal.SIGTERM)
+    assert started.wait() == 143
+    assert time.monotonic() - began < 20
+    behind.proxy.heal()
+    behind.world.check_between()
+    assert behind.start().wait() == 0
+    behind.world.check()
 
 
 @pytest.mark.parametrize(
