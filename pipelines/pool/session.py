@@ -12,8 +12,10 @@ from pathlib import Path
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")  # 30 are few on a busy machine
 
 import ray
+from ray._private import ray_constants
 
 from eqmodel.errors import OrbitError
 from pipelines.errors import RayError as OrbitRayError
@@ -34,7 +36,8 @@ def ray_session(mode: str, least_cpus: int) -> Iterator[tuple[float, float]]:
         if mode == "local":
             _lock_the_door()
             cpus = max(least_cpus, _cpus_here())
-            ray.init(address="local", num_cpus=cpus, object_store_memory=100 << 20, **quiet)
+            with _loopback_only():
+                ray.init(address="local", num_cpus=cpus, object_store_memory=100 << 20, **quiet)
         else:
             del quiet["include_dashboard"]
             ray.init(address=mode, **quiet)
@@ -60,6 +63,22 @@ def _lock_the_door() -> None:
     """
     if not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+@contextmanager
+def _loopback_only() -> Iterator[None]:
+    """A Ray that is started meanwhile listens on 127.0.0.1 alone.
+
+    Its servers do so on a node whose address is loopback, and by default it takes the machine's
+    address, whichever is asked for: only on systems on which it knows no clusters (macOS,
+    Windows) is that loopback. So for this moment this one is such a system.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def _resources() -> tuple[float, float]:
