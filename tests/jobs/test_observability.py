@@ -122,6 +122,7 @@ def test_a_refused_run_leaves_its_exit_code(tmp_path: Path) -> None:
 
 
 @pytest.mark.integration
+@pytest.mark.timeout(600)
 def test_a_run_tells_everything_and_no_secret(tmp_path: Path) -> None:
     """A real run in a process of its own, with canaries in its environment."""
     (tmp_path / "in").mkdir()
@@ -142,8 +143,11 @@ def test_a_run_tells_everything_and_no_secret(tmp_path: Path) -> None:
     listening: set[tuple[str, str]] = set()
     watcher = threading.Thread(target=look_at, args=(process, seen, listening))
     watcher.start()
-    stdout, stderr = process.communicate(timeout=170)
-    watcher.join()
+    try:
+        stdout, stderr = process.communicate(timeout=500)
+    finally:
+        process.kill()
+        watcher.join()
     assert process.returncode == 0, stderr
     document = json.loads(stdout)
 
