@@ -21,7 +21,8 @@ from tests.pipelines.conftest import QUICK, Made, MakeTar, embed_here, sample_me
 
 FILES = {
     *("index.faiss", "index.json", "ids.arrow", "vectors.npy", "poses.npy"),
-    *("clusters.parquet", "report.html", "report.json"),
+    *("clusters.parquet", "report.html", "report.json", "report.schema.json"),
+    *("map.png", "clusters.png", "variance.png", "turns.png"),
 }
 
 
