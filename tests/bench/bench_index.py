@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -213,7 +214,8 @@ def test_against_the_index_that_autofaiss_picks(built: Built) -> None:
             ratios.append(seconds / ours_s)
             figures[f"{name}: times as fast as it"] = ratios[-1]
     keep("Index against autofaiss", figures)
-    assert all(ratio >= 1 for ratio in ratios[:1])
+    # One that does not come to this recall in the memory is no rival: it is slower than any.
+    assert all(ratio >= 1 for ratio in ratios)
 
 
 def limit_of(built: Built, number: int) -> int:
@@ -274,6 +276,14 @@ def at_recall(built: Built, index: Any, recall: float) -> tuple[float, float, st
     return best
 
 
+@contextmanager
+def stage(stages: dict[str, float], name: str) -> Iterator[None]:
+    """Seconds of a stage, under its name."""
+    began = time.perf_counter()
+    yield
+    stages[name] = time.perf_counter() - began
+
+
 def test_a_change_of_one_percent_against_a_rebuild(
     built: Built, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -283,23 +293,32 @@ def test_a_change_of_one_percent_against_a_rebuild(
     digests = {p.name: file_sha256(p) for p in built.folder.iterdir() if p.suffix != ".index"}
     base = replace(built.spec, base_num=num)
 
-    began = time.perf_counter()
-    for name in (*base.base_files,):
-        assert file_sha256(built.folder / name) == digests[name]
-    previous = Previous(base, Sidecar.open(built.folder, base), built.folder, digests)
-    (folder / "fresh").mkdir()
-    fresh = collect(shards(built.vectors, range(num, num + half)), half, base.dim, folder / "fresh")
-    change = find_change(previous.rows, {source_of(0), source_of(num)}, fresh)
-    assert change is not None
-    rows = with_change(previous.rows, change, folder)
-    live = np.flatnonzero(rows.alive())
-    asked = Asked(live[held_out_rows(rows.ids_of(live), 1_000)])
-    index, spec, why = update_index(previous, rows, asked, replace(base, how="updated"))
-    index.save_delta(folder / "delta.faiss")
-    for path in folder.iterdir():
-        if path.is_file():
-            file_sha256(path)
-    update_s = time.perf_counter() - began
+    stages: dict[str, float] = {}
+    with stage(stages, "digests of the base"):
+        for name in base.base_files:
+            assert file_sha256(built.folder / name) == digests[name]
+    with stage(stages, "reading what changed"):
+        previous = Previous(base, Sidecar.open(built.folder, base), built.folder, digests)
+        (folder / "fresh").mkdir()
+        numbers = range(num, num + half)
+        fresh = collect(shards(built.vectors, numbers), half, base.dim, folder / "fresh")
+        change = find_change(previous.rows, {source_of(0), source_of(num)}, fresh)
+        assert change is not None
+    with stage(stages, "delta and tombstones"):
+        rows = with_change(previous.rows, change, folder)
+    with stage(stages, "rows in one piece, for clusters and report"):
+        (folder / "rows").mkdir()
+        gathered = rows.gather(folder / "rows")
+    with stage(stages, "index and its recall"):
+        live = np.flatnonzero(rows.alive())
+        asked = Asked(live[held_out_rows(rows.ids_of(live), 1_000)])
+        index, spec, why = update_index(previous, rows, asked, replace(base, how="updated"))
+    with stage(stages, "writing and digests"):
+        index.save_delta(folder / "delta.faiss")
+        for path in folder.iterdir():
+            if path.is_file():
+                file_sha256(path)
+    update_s = sum(stages.values())
 
     rebuilt_in = tmp_path_factory.mktemp("rebuilt")
     began = time.perf_counter()
@@ -313,6 +332,7 @@ def test_a_change_of_one_percent_against_a_rebuild(
             "embeddings": num,
             "added and removed": f"{len(change.added):,} and {len(change.gone):,}",
             "update with digests and recall, s": update_s,
+            **{f"of it: {name}, s": seconds for name, seconds in stages.items()},
             "rebuild, s": rebuild_s,
             "update / rebuild (0.10 asked at most)": update_s / rebuild_s,
             "recall updated": spec.recall["recall"],
@@ -322,6 +342,7 @@ def test_a_change_of_one_percent_against_a_rebuild(
         },
     )
     assert why is None
+    assert len(gathered) == num
     assert (spec.delta_num, spec.num_dead) == (half, half)
     assert abs(spec.recall["recall"] - rebuilt.recall["recall"]) <= 0.005
     assert update_s / rebuild_s <= UPDATE_SHARE
