@@ -84,7 +84,9 @@ def _search_routes(service: Service) -> APIRouter:
     )
     async def search(
         request: Request,
-        k: Annotated[int, Query(description="1 to 1,000 neighbours")] = 10,
+        k: Annotated[int, Query(description="how many, up to the limit in /info")] = min(
+            10, service.limits.k
+        ),
         align: Annotated[bool, Query(description="tell the turn of each")] = False,
         label: Annotated[str | None, Query(description="only images with it")] = None,
         source: Annotated[str | None, Query(description="only images of this shard")] = None,
@@ -141,7 +143,10 @@ def _browse_routes(service: Service) -> APIRouter:
         responses=schema.refusals(400, 404),
     )
     async def cluster(
-        cluster: int, k: Annotated[int, Query(description="1 to 1,000 members")] = 60
+        cluster: int,
+        k: Annotated[int, Query(description="how many, up to the limit in /info")] = min(
+            60, service.limits.k
+        ),
     ) -> Response:
         """One cluster and the images in it that are nearest to its medoid, turned to match it."""
         _check_k(k, service.limits.k)

@@ -271,6 +271,9 @@ async function open() {
   const [info, groups] = await Promise.all([call("info"), call("clusters")].map(async (answer) => (await answer).json()));
   facts = { ...info, clusters: groups.clusters };
   $("gate").hidden = true;
+  const most = info.limits.k;
+  for (const one of [...$("k").options]) if (Number(one.value) > most) one.remove();
+  if (!$("k").options.length) $("k").append(new Option(most, most));
   document.title = `${info.name || "Search"} · Orbit`;
   $("name").textContent = info.name || "Search";
   $("about").textContent = `${plural(info.num_images, "image")}${info.num_clusters ? ` in ${plural(info.num_clusters, "cluster")}` : ""}. Show one, and its neighbours are found whatever way up they lie.`;
