@@ -288,9 +288,7 @@ def _stars(
         left = missed
 
 
-def _group(
-    members: list[Member], twins: Mapping[int, list[int]], rows: Rows
-) -> DuplicateGroup:
+def _group(members: list[Member], twins: Mapping[int, list[int]], rows: Rows) -> DuplicateGroup:
     """The group with each member's byte-equal twins beside it."""
     whole = [
         Member(row, member.pose, member.agreement if row == member.row else None)

@@ -18,7 +18,8 @@ from pipelines.index.rows import (
     with_etags,
 )
 from pipelines.index.searching import OrbitIndex
-from pipelines.index.sidecar import Segment, Sidecar
+from pipelines.index.segment import Segment
+from pipelines.index.sidecar import Sidecar
 from pipelines.index.spec import CLUSTERS, TRAINED, IndexSpec
 from pipelines.index.storing import open_index
 from pipelines.index.update import (
