@@ -28,7 +28,8 @@ class TrainConfig:
     power, floor, orbits: of the projection; orbits "turned"
     fits it on free turns of the images, "jittered" on views as in training, "none" on the images
     alone: their principal components. kinds: the share of an
-    embedding's squared norm that gathers neighbours into kinds (kinds.py).
+    embedding's squared norm that gathers neighbours into kinds (kinds.py). arch: "dense", or
+    "octic" for speed (octic.py).
     """
 
     group: str = "d4"
@@ -63,6 +64,7 @@ class TrainConfig:
     orbits: str = "turned"
     floor: float = FLOOR
     kinds: float = 0.3
+    arch: str = "dense"
     name: str | None = None
     description: str = ""
     recommended: bool = False
@@ -122,6 +124,7 @@ def architecture(config: TrainConfig) -> AutoencoderConfig:
         correlations=config.correlations,
         mixing=config.mixing or config.readout == "attention",  # which weighs all copies at once
         padded=config.padded is not False,
+        arch=config.arch,
     )
 
 
