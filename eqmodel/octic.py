@@ -29,7 +29,18 @@ from eqmodel.layers import (
 )
 
 GROWTH = (1, 4, 8)  # fields of the first, second and later stages, as multiples of the width
-NEARLY = 4  # side to which a valid convolution brings the last one, before all of it is covered
+
+
+def by_element(x: Tensor) -> Tensor:
+    """Features (B, C, G, H, W) -> (G, B, H, W, C), the layout in which the layers here keep them:
+    transforms and norms are then plain matrix work on long rows.
+    """
+    return x.permute(2, 0, 3, 4, 1).contiguous()
+
+
+def from_elements(x: Tensor) -> Tensor:
+    """(G, B, H, W, C) -> features (B, C, G, H, W), the same memory."""
+    return x.permute(1, 4, 0, 2, 3)
 
 
 class DepthwiseConv2d(nn.Module):
@@ -49,17 +60,17 @@ class DepthwiseConv2d(nn.Module):
         self.weight = initial((channels, size, size), 2 * size * size)  # no ReLU follows
         self.register_buffer("table", filter_table(group, size), persistent=False)
 
-    def expanded(self) -> Tensor:
-        """(C * G, 1, k, k): the weights of the equal ordinary depthwise convolution."""
+    def turned(self) -> Tensor:
+        """(C, G, k, k): every field's filter under every element."""
         size = self.weight.shape[-1]
-        return self.weight.flatten(1)[:, self.table].reshape(-1, 1, size, size)
+        return self.weight.flatten(1)[:, self.table].unflatten(2, (size, size))
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.expanded()
-        out: Tensor = F.conv2d(
-            x.flatten(1, 2), weight, stride=self.stride, padding=self.padding, groups=len(weight)
-        ).unflatten(1, (-1, self.group.order))
-        return out
+        maps = by_element(x).permute(0, 1, 4, 2, 3)  # (G, B, C, H, W), each channels-last
+        filters = self.turned().transpose(0, 1)[:, :, None]
+        settings = {"stride": self.stride, "padding": self.padding, "groups": x.shape[1]}
+        found = [F.conv2d(m, f, **settings) for m, f in zip(maps, filters, strict=True)]
+        return from_elements(torch.stack([y.permute(0, 2, 3, 1) for y in found]))
 
 
 class PointwiseIrreps(nn.Module):
@@ -89,21 +100,20 @@ class PointwiseIrreps(nn.Module):
         return lines, torch.einsum("kbq,kio->bqio", self.to_planes, self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, _, order, height, width = x.shape
-        rows = x.flatten(1, 2).permute(0, 2, 3, 1).reshape(-1, order)  # (B H W C, G)
-        parts = (self.basis @ rows.T).unflatten(1, (-1, x.shape[1]))  # (G, B H W, C)
+        channels, places = x.shape[1], (len(x), *x.shape[3:])
+        parts = (self.basis @ by_element(x).flatten(1)).unflatten(1, (-1, channels))
         lines, planes = self.blocks()
         found = [torch.bmm(parts[: self.lines], lines)]
         if self.copies:
-            first, second = parts[self.lines :].reshape(2, -1, x.shape[1])
+            first, second = parts[self.lines :].reshape(2, -1, channels)
             found += [
                 torch.addmm(first @ planes[0, o], second, planes[1, o]).unflatten(
                     0, (self.copies, -1)
                 )
                 for o in range(2)
             ]
-        out = torch.cat(found).flatten(1).T @ self.basis  # (B H W C', G)
-        return out.reshape(batch, height, width, -1).permute(0, 3, 1, 2).unflatten(1, (-1, order))
+        out = self.basis.T @ torch.cat(found).flatten(1)
+        return from_elements(out.unflatten(1, (*places, -1)))
 
 
 class Separable(nn.Module):
@@ -124,37 +134,38 @@ class Separable(nn.Module):
         self.norm = FieldNorm(c_out)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.norm(self.pointwise(self.depthwise(x)))
-        return out
+        out = by_element(self.pointwise(self.depthwise(x)))
+        return from_elements(self.norm.norm(out.flatten(0, 3)).reshape(out.shape))
 
 
 def stage_widths(config: AutoencoderConfig) -> list[int]:
-    """Number of fields after the lift and after each stage up to the last side."""
-    count = len(sides(config.image_size))
+    """Number of fields after the lift, after each halving, and after each valid stage."""
+    halved = sides(config.image_size)
+    count = len(halved) - 1 + (halved[-1] - 3) // 2
     return [config.width * GROWTH[min(i, len(GROWTH) - 1)] for i in range(count)]
 
 
 class OcticEncoder(nn.Module):
     """Images (B, C, S, S) -> codes (B, order, features).
 
-    Lift and halving as in the dense encoder, one stage at the last side, then two valid ones: down
-    to 4 pixels, and over all of them.
+    Lift and halving as in the dense encoder, then 3 x 3 filters without padding, two pixels of the
+    side at a time, and one over the 3 or 4 pixels that are left.
     """
 
     def __init__(self, config: AutoencoderConfig, of: FiniteGroup) -> None:
         super().__init__()
-        w, last = stage_widths(config), sides(config.image_size)[-1]
+        w, side = stage_widths(config), sides(config.image_size)[-1]
         self.lift = LiftingConv2d(of, config.channels, w[0], 6, stride=2)
         self.norm = FieldNorm(w[0])
-        halving = [Separable(of, a, b, 4, stride=2) for a, b in itertools.pairwise(w[:-1])]
+        halvings = len(sides(config.image_size)) - 2
         self.stages = nn.ModuleList(
-            [
-                *halving,
-                Separable(of, w[-2], w[-1], 3),
-                Separable(of, w[-1], w[-1], last - NEARLY + 1, "valid"),
-            ]
+            Separable(of, a, b, 4, stride=2)
+            if stage < halvings
+            else Separable(of, a, b, 3, "valid")
+            for stage, (a, b) in enumerate(itertools.pairwise(w))
         )
-        self.last = Separable(of, w[-1], config.features, NEARLY, "valid")
+        left = side - 2 * (len(self.stages) - halvings)
+        self.last = Separable(of, w[-1], config.features, left, "valid")
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.norm(self.lift(x.contiguous(memory_format=torch.channels_last))))
