@@ -63,13 +63,16 @@ class DepthwiseConv2d(nn.Module):
     def turned(self) -> Tensor:
         """(C, G, k, k): every field's filter under every element."""
         size = self.weight.shape[-1]
-        return self.weight.flatten(1)[:, self.table].unflatten(2, (size, size))
+        out: Tensor = self.weight.flatten(1)[:, self.table].unflatten(2, (size, size))
+        return out
 
     def forward(self, x: Tensor) -> Tensor:
         maps = by_element(x).permute(0, 1, 4, 2, 3)  # (G, B, C, H, W), each channels-last
         filters = self.turned().transpose(0, 1)[:, :, None]
-        settings = {"stride": self.stride, "padding": self.padding, "groups": x.shape[1]}
-        found = [F.conv2d(m, f, **settings) for m, f in zip(maps, filters, strict=True)]
+        found = [
+            F.conv2d(m, f, stride=self.stride, padding=self.padding, groups=len(f))
+            for m, f in zip(maps, filters, strict=True)
+        ]
         return from_elements(torch.stack([y.permute(0, 2, 3, 1) for y in found]))
 
 

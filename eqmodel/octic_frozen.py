@@ -1,4 +1,4 @@
-"""The inference form of the octic encoder: batch-norm folded, channels-last, transforms as products.
+"""The inference form of the octic encoder: norms folded, channels-last, transforms as products.
 
 Two forms of one stage. Without a compiler the change of basis is one small matrix product and the
 blocks are products into one allocation. Under torch.compile it is written as sums, which fuse with
@@ -73,7 +73,7 @@ class FrozenSeparable(nn.Module):
             for component, found in enumerate(out[count:].view(2, -1, out.shape[2])):
                 torch.mm(first, self.planes[0, component], out=found)
                 found.addmm_(second, self.planes[1, component])
-        fields = out.flatten(1).T @ self.basis  # (B H W C', G)
+        fields: Tensor = out.flatten(1).T @ self.basis  # (B H W C', G)
         if self.relu:
             fields.relu_()
         return fields.view(*places, -1).permute(0, 3, 1, 2)
@@ -142,7 +142,7 @@ class FrozenOctic(nn.Module):
             self.register_buffer("shift", shift.float())
         stages = [*encoder.stages, encoder.last]
         self.stages = nn.Sequential(
-            *(FrozenSeparable(s, relu=s is not encoder.last) for s in stages)  # type: ignore[arg-type]
+            *(FrozenSeparable(stage, stage is not encoder.last) for stage in stages)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -153,8 +153,8 @@ class FrozenOctic(nn.Module):
     def codes(self, x: Tensor) -> Tensor:
         """The whole batch at once."""
         x = F.conv2d(channels_last(x), self.lift, self.shift, stride=2, padding=self.padding)
-        out: Tensor = self.stages(F.relu(x))
-        return out.flatten(1).unflatten(1, (-1, self.order)).transpose(1, 2)
+        flat: Tensor = self.stages(F.relu(x)).flatten(1)
+        return flat.reshape(len(x), -1, self.order).transpose(1, 2)
 
 
 def channels_last(x: Tensor) -> Tensor:
