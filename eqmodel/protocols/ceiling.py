@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from eqmodel.autoencoder import Autoencoder
+from eqmodel.devices import computes_bfloat16
 from eqmodel.objective import Trunk
 from eqmodel.preprocess import PreprocessSpec, preprocess
 from eqmodel.protocols.draws import Labelled
@@ -46,9 +47,8 @@ class Classifier(nn.Module):
         self.last = nn.Linear(HIDDEN, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        with torch.autocast(
-            images.device.type, torch.bfloat16, enabled=self.config.bfloat16 and self.training
-        ):
+        reduced = self.config.bfloat16 and self.training and computes_bfloat16(images.device)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=reduced):
             codes = self.trunk.encode(images)
         features = self.read(codes.float())
         return F.relu(self.hidden(self.norm(features / torch.sqrt(features.abs() + 1e-3))))
