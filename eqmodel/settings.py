@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -68,6 +68,16 @@ class TrainConfig:
     name: str | None = None
     description: str = ""
     recommended: bool = False
+
+
+def as_recorded(config: TrainConfig) -> dict[str, Any]:
+    """The fields of a config, without an architecture that is the dense one: what was made before
+    there was a choice is found again.
+    """
+    fields = asdict(config)
+    if config.arch == "dense":
+        del fields["arch"]
+    return fields
 
 
 def fitted_to(

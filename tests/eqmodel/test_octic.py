@@ -1,6 +1,7 @@
 """The octic layers: equivariant, equal to the dense maps that they stand for, and frozen equal."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from eqmodel.layers import GroupLinear
 from eqmodel.octic import DepthwiseConv2d, PointwiseIrreps, Separable
 from eqmodel.octic_frozen import AT_ONCE, FrozenOctic, FrozenSeparable
 from eqmodel.readouts import READOUTS, readout
+from eqmodel.settings import TrainConfig, as_recorded
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 GROUPS = ["c1", "c2", "c4", "d1", "d2", "d4"]
@@ -229,3 +231,9 @@ def test_cards_from_before_there_was_a_choice_mean_the_dense_one() -> None:
     card = checkpoint.read_card(checkpoint.resolve("d4-28-grey"))
     assert "arch" not in card["architecture"]
     assert Embedder.load("d4-28-grey").model.config.arch == "dense"
+
+
+def test_a_record_from_before_there_was_a_choice_is_found_again() -> None:
+    assert "arch" not in as_recorded(TrainConfig())
+    assert as_recorded(TrainConfig(arch="octic"))["arch"] == "octic"
+    assert set(as_recorded(TrainConfig())) | {"arch"} == set(asdict(TrainConfig()))
