@@ -8,6 +8,7 @@ bias and ReLU. Both equal the eager encoder in evaluation mode, by test.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +47,7 @@ class FrozenSeparable(nn.Module):
         depthwise, pointwise = stage.depthwise, stage.pointwise
         self.stride, self.padding, self.relu = depthwise.stride, depthwise.padding, relu
         self.order, self.copies = pointwise.group.order, pointwise.copies
+        self.sums: list[list[float]] = pointwise.basis.tolist()
         with torch.no_grad():
             gain, shift = affine(stage.norm)
             lines, planes = blocks_in_float64(pointwise)
@@ -86,7 +88,7 @@ class FrozenSeparable(nn.Module):
         y = self.depthwise(grouped, by_element)
         places = (len(y), *y.shape[2:])
         values = y.permute(0, 2, 3, 1).unflatten(3, (order, -1)).flatten(0, 2)  # (B H W, G, C)
-        parts = combined(self.basis.tolist(), values.unbind(1))
+        parts = combined(self.sums, values.unbind(1))
         found = list(torch.bmm(torch.stack(parts[:count]), self.lines))
         found[0] = found[0] + self.shift
         if self.copies:
@@ -95,7 +97,8 @@ class FrozenSeparable(nn.Module):
             wide = self.planes.transpose(1, 2).flatten(2, 3).flatten(0, 1)  # (2 C, 2 C')
             both = (torch.cat(pairs) @ wide).unflatten(0, (self.copies, -1)).chunk(2, 2)
             found += [part for component in both for part in component]
-        fields = torch.stack(combined(self.basis.T.tolist(), found), 2)  # (B H W, C', G)
+        inverse = list(zip(*self.sums, strict=True))
+        fields = torch.stack(combined(inverse, found), 2)  # (B H W, C', G)
         fields = F.relu(fields) if self.relu else fields
         return fields.reshape(*places, -1).permute(0, 3, 1, 2)
 
@@ -106,8 +109,8 @@ class FrozenSeparable(nn.Module):
         return out
 
 
-def combined(matrix: list[list[float]], values: list[Tensor] | tuple[Tensor, ...]) -> list[Tensor]:
-    """Row by row the sums of values, weighed by a matrix of few distinct magnitudes."""
+def combined(matrix: Sequence[Sequence[float]], values: Sequence[Tensor]) -> list[Tensor]:
+    """Row by row the sums of values, weighed by a matrix that holds zeros."""
     found = []
     for row in matrix:
         terms = [(weight, value) for weight, value in zip(row, values, strict=True) if weight]
