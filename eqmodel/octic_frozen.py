@@ -161,5 +161,10 @@ class FrozenOctic(nn.Module):
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """The same values laid out as (B, H, W, C) in memory."""
-    return x.contiguous(memory_format=torch.channels_last)
+    """The same values laid out as (B, H, W, C) in memory, and told by the strides.
+
+    The strides of one channel are ambiguous, and torch then takes them for (B, C, H, W): the
+    convolution's output would lie so too.
+    """
+    rows = x.permute(0, 2, 3, 1)
+    return rows.flatten().view(rows.shape).permute(0, 3, 1, 2)
