@@ -84,15 +84,25 @@ def from_pixels(image: NDArray[Any]) -> Image.Image:
 
 
 def apply_pose(picture: Image.Image, pose: Pose) -> Image.Image:
-    """The picture mirrored and turned: exact for quarter turns, else one interpolation."""
+    """The picture mirrored and turned: exact for quarter turns, else one interpolation, in which
+    the ground goes on where the turn uncovers it."""
     if pose.mirror:
         picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     quarters, rest = divmod(pose.angle_degrees % 360, 90)
     if rest:
-        return picture.rotate(pose.angle_degrees, Image.Resampling.BICUBIC)
+        bicubic = Image.Resampling.BICUBIC
+        return picture.rotate(pose.angle_degrees, bicubic, fillcolor=_ground(picture))
     turns = Image.Transpose
     turn = (None, turns.ROTATE_90, turns.ROTATE_180, turns.ROTATE_270)[int(quarters)]
     return picture if turn is None else picture.transpose(turn)
+
+
+def _ground(picture: Image.Image) -> Any:
+    """The median of the border, a value for each channel."""
+    pixels = np.asarray(picture)
+    edge = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    middle = np.median(edge, axis=0).astype(int)
+    return int(middle) if middle.ndim == 0 else tuple(middle.tolist())
 
 
 def fit(picture: Image.Image, side: int, ground: tuple[int, int, int] = (0, 0, 0)) -> Image.Image:

@@ -140,9 +140,7 @@ def _cluster(found: Findings, cluster: clusters.Cluster) -> dict[str, Any]:
 def _posed(found: Findings, reference: int, rows: NDArray[np.int64]) -> list[dict[str, Any]]:
     poses = member_poses(found, reference, rows)
     named = _named(found, rows)
-    return [
-        record | {"pose": pose.as_dict()} for record, pose in zip(named, poses, strict=True)
-    ]
+    return [record | {"pose": pose.as_dict()} for record, pose in zip(named, poses, strict=True)]
 
 
 def _outliers(found: Findings) -> dict[str, Any]:

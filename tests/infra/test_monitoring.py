@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ RULES: list[dict[str, Any]] = yaml.safe_load((INFRA / "monitoring" / "rules.yaml
     "groups"
 ][0]["rules"]
 DASHBOARD: dict[str, Any] = json.loads((INFRA / "monitoring" / "dashboard.json").read_text())
+ALERTS = Path(__file__).with_name("alerts.yaml")
 OTHERS = {
     "up", "kube_job_status_failed", "kube_job_status_start_time",
     "kube_job_status_completion_time", "kube_cronjob_status_last_successful_time",
@@ -97,6 +100,17 @@ def test_every_alert_says_what_to_do() -> None:
         assert rule["annotations"]["summary"]
     wanted = {"OrbitRunFailed", "OrbitNoPublication", "OrbitRejects", "OrbitDrift", "OrbitRecall"}
     assert wanted <= {rule["alert"] for rule in RULES}
+
+
+@pytest.mark.skipif(not shutil.which("promtool"), reason="no promtool here")
+def test_alerts_in_the_nights_of_a_store(tmp_path: Path) -> None:
+    """Prometheus' own evaluation over made-up series: when each alert comes, and when it ends."""
+    shutil.copy(INFRA / "monitoring" / "rules.yaml", tmp_path)
+    told = subprocess.run(
+        ["promtool", "test", "rules", shutil.copy(ALERTS, tmp_path)], capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert told.returncode == 0, told.stdout + told.stderr
 
 
 def test_panels_lie_beside_each_other() -> None:

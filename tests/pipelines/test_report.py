@@ -174,7 +174,7 @@ def test_members_of_a_cluster_are_posed_towards_its_medoid(report: Report) -> No
         for image in cluster["nearest"]
     ]
     assert len({(pose["angle_degrees"], pose["mirror"]) for pose in posed}) > 3
-    assert "class=\"posed\" style=\"--pose: rotate(" in report.page
+    assert 'class="posed" style="--pose: rotate(' in report.page
 
 
 class Links(HTMLParser):
