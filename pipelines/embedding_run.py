@@ -125,7 +125,9 @@ class EmbeddingRun:
             run=job.run,
             log_format=log().format,
         )
-        return PoolSettings(layout, worker, settings.deadline_s, workers=growth)
+        return PoolSettings(
+            layout, worker, settings.deadline_s, workers=growth, leaving=growth.leaving
+        )
 
     # -- what the pool calls ------------------------------------------------------------------
 

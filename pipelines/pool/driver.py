@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +42,8 @@ _LOGGER = logging.getLogger(__name__)
 class PoolSettings:
     """``deadline_s``: seconds without any progress after which a worker counts as stuck.
 
-    ``workers`` tells how many actors there may be now, where that changes (``growth.py``).
+    ``workers`` tells how many actors there may be now, ``leaving`` on which nodes nothing new is to
+    begin, where that changes (``growth.py``).
     """
 
     layout: Layout
@@ -50,6 +51,7 @@ class PoolSettings:
     deadline_s: float = 300.0
     run: str = "run"
     workers: Callable[[], int] | None = None
+    leaving: Callable[[], Collection[str]] = tuple
 
 
 class Pool:
@@ -91,6 +93,7 @@ class Pool:
         """Work until nothing is left or ``stop`` is true; returns a Failure that ended the run."""
         while not dispatch.finished and not self._stop():
             now = time.monotonic()
+            self._let_go()
             self._start_missing(dispatch, now)
             self._hand_out(dispatch, now)
             self._share_threads(dispatch)
@@ -128,6 +131,17 @@ class Pool:
         name = f"worker-{next(self._numbers)}"
         return Slot.start(name, self._settings.layout, self._settings.worker, now)
 
+    def _let_go(self) -> None:
+        """A worker on a node that is drained gets no more shards, and ends when it has none."""
+        going = self._settings.leaving()
+        for slot in [slot for slot in self._slots if slot.there and slot.there.node in going]:
+            if not slot.leaving:
+                _LOGGER.info("%s leaves: its node is drained", slot.name)
+            slot.leaving = True
+            if slot.ready is not None and not slot.works:
+                slot.kill()
+                self._slots.remove(slot)
+
     # -- handing out --------------------------------------------------------------------------
 
     def _hand_out(self, dispatch: Dispatch, now: float) -> None:
@@ -135,7 +149,7 @@ class Pool:
 
         A shard in quarantine has its worker for itself.
         """
-        ready = [slot for slot in self._slots if slot.ready is not None]
+        ready = [slot for slot in self._slots if slot.ready is not None and not slot.leaving]
         if not ready or not self._gathered(len(ready), now):
             return
         for ahead in (0, 1):

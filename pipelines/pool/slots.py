@@ -24,7 +24,8 @@ _LOGGER = logging.getLogger(__name__)
 class Slot:
     """``there`` once its process runs, ``ready`` once its model is loaded, ``works`` what it has.
 
-    ``changed_at`` is when anything was last heard of it (time.monotonic).
+    ``changed_at`` is when anything was last heard of it (time.monotonic). ``leaving`` once its node
+    is drained: it gets no more shards.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Slot:
     works: dict[Any, ShardWork] = field(default_factory=dict)
     seen: int = -1
     asked: Any | None = None
+    leaving: bool = False
 
     @classmethod
     def start(cls, name: str, layout: Layout, worker: WorkerSettings, now: float) -> Slot:

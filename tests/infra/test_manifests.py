@@ -250,6 +250,17 @@ def test_the_image_copies_every_package_and_drops_root() -> None:
     assert re.fullmatch(r"PYTHON=python:[\w.\-]+@sha256:[0-9a-f]{64}", base)
 
 
+def test_a_login_shell_finds_the_programs(tmp_path: Path) -> None:
+    """The line that the image puts into /etc/profile.d, after a profile that sets PATH anew."""
+    text = (INFRA / "Dockerfile").read_text()
+    (line,) = re.findall(r"echo '(.+)' > /etc/profile.d/\w+.sh", text)
+    (tmp_path / "profile").write_text(f"PATH=/usr/bin:/bin\n{line}\n")
+    told = subprocess.run(["sh", "-c", '. "$0"; echo "$PATH"', tmp_path / "profile"],
+                          capture_output=True, text=True, check=True)  # fmt: skip
+    (path,) = re.findall(r"PATH=(/\S+?):\$PATH \\\n", text)
+    assert told.stdout == f"{path}:/usr/bin:/bin\n"
+
+
 def test_extras_of_the_image_exist() -> None:
     import tomllib
 
