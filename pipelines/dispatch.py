@@ -7,10 +7,12 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from pipelines.embed import ShardWork
+from pipelines.failures import Failure
 from pipelines.shards import Shard
 from pipelines.table import KnownFile
 
 DEATHS_BEFORE_QUARANTINE = 2
+REFUSED_BEFORE_THE_END = 3
 FIRST_BACKOFF_S = 0.5
 LONGEST_BACKOFF_S = 30.0
 
@@ -52,6 +54,7 @@ class Dispatch:
         self._tasks = {shard.source: Task(shard, previous) for shard, previous in shards}
         self._pending = deque(sorted(self._tasks, key=self._by_size))
         self._running: set[str] = set()
+        self._refused_in_a_row = 0
         self.done: set[str] = set()
         self.failures: dict[str, str] = {}
         self.replan: set[str] = set()
@@ -88,6 +91,7 @@ class Dispatch:
         """A receipt for it was believed."""
         self._running.discard(source)
         self.done.add(source)
+        self._refused_in_a_row = 0
 
     def fail(self, source: str, reason: str, now: float, smaller: bool = False) -> None:
         """It raised, or made no progress until the deadline: an attempt.
@@ -103,6 +107,17 @@ class Dispatch:
             return
         task.not_before = now + min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2**task.attempts)
         self._pending.append(source)
+
+    def refuse(self, failure: Failure, source: str) -> Failure | None:
+        """Access to it was denied: it is given up at once. What ends the run when access was denied
+        to several in a row, which is then no matter of the object.
+        """
+        self._running.discard(source)
+        self.failures[source] = failure.message
+        self._refused_in_a_row += 1
+        if self._refused_in_a_row < REFUSED_BEFORE_THE_END:
+            return None
+        return Failure("fatal", failure.message)
 
     def die(self, source: str, now: float) -> None:
         """The worker that had it died; says nothing against the shard, outside quarantine."""

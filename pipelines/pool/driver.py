@@ -243,6 +243,8 @@ class Pool:
         elif result.action == "fatal":
             dispatch.give_back(source)
             return result
+        elif result.action == "refused":
+            return dispatch.refuse(result, source)
         elif result.action == "replan":
             dispatch.changed(source)
         else:

@@ -140,6 +140,22 @@ def test_a_share_of_the_bodies_is_cut(behind: Behind) -> None:
     assert behind.proxy.kinds["truncate"] > 3
 
 
+def test_one_object_that_is_refused_does_not_keep_the_others_out(behind: Behind) -> None:
+    """As an archived one is, or one of another owner: reported, exit 1, hardly asked again."""
+    fault = behind.proxy.wrong("403", path=r"/in/1\.tar")
+    started = behind.start()
+    assert started.wait() == 1
+    told = one_line_of(started)
+    assert "1 of 3 shards failed, the others are committed; 1.tar" in told
+    assert "access denied" in told
+    assert fault.happened < 10
+    rows = read_rows(behind.world.store)
+    assert {row["source"] for row in rows} == {"0.tar", "2.tar"}
+    behind.proxy.heal()
+    assert behind.start().wait() == 0
+    behind.world.check()
+
+
 def test_told_to_stop_while_nothing_answers(behind: Behind) -> None:
     """503 for all: no commit gets through, and it still ends within 20 seconds."""
     behind.proxy.wrong("503", skip=40)

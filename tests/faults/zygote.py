@@ -70,10 +70,15 @@ class InlinePool:
                 receipt = worker.embed(work)
             except Exception as error:
                 failure = failure_of(error)
-                if failure.action == "fatal":
+                if failure.action == "refused":
+                    fatal = dispatch.refuse(failure, source)
+                    if fatal is not None:
+                        return fatal
+                elif failure.action == "fatal":
                     dispatch.give_back(source)
                     return failure
-                dispatch.fail(source, failure.message, now)
+                else:
+                    dispatch.fail(source, failure.message, now)
             else:
                 if self._on_receipt(receipt):
                     dispatch.finish(source)

@@ -8,7 +8,7 @@ from eqmodel.errors import CheckpointError
 from pipelines.dispatch import Dispatch
 from pipelines.efficiency import Demand, Rates, ideal, ratio
 from pipelines.errors import AccessDenied, ObjectChanged, ObjectMissing, SettingsError, StorageError
-from pipelines.failures import failure_of
+from pipelines.failures import Failure, failure_of
 from pipelines.layout import Layout, WorkerFlags, lay_out
 from pipelines.shards import Shard
 
@@ -129,6 +129,20 @@ def test_a_shard_in_quarantine_has_its_worker_for_itself() -> None:
     assert (alone.shard.source, alone.quarantine) == ("s0", 1)
 
 
+def test_one_refused_shard_is_given_up_and_three_in_a_row_end_the_run() -> None:
+    work, refused = dispatch(1, 1, 1, 1, 1, 1), Failure("refused", "access denied")
+    ends = []
+    for number in range(5):
+        item = work.next(0.0)
+        assert item is not None
+        if number == 1:
+            work.finish(item.shard.source)
+        else:
+            ends.append(work.refuse(refused, item.shard.source))
+    assert ends == [None, None, None, Failure("fatal", "access denied")]
+    assert work.failures == dict.fromkeys(["s0", "s2", "s3", "s4"], "access denied")
+
+
 def test_for_want_of_memory_the_batch_is_halved_after_a_pause() -> None:
     work = dispatch(1)
     for now, size in ((0.0, 256), (60.0, 128), (120.0, 64)):
@@ -168,7 +182,7 @@ def test_what_another_writer_did_is_not_handed_out() -> None:
     [
         (ObjectChanged("x"), "replan", 1),
         (ObjectMissing("x"), "replan", 1),
-        (AccessDenied("x"), "fatal", 1),
+        (AccessDenied("x"), "refused", 1),
         (CheckpointError("x"), "fatal", 2),
         (OSError(errno.ENOSPC, "No space left"), "fatal", 1),
         (OSError(errno.EIO, "I/O"), "retry", 1),
