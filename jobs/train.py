@@ -24,6 +24,7 @@ class TrainFlags:
     """What a training can be told; the fields of `eqmodel.training.TrainConfig`."""
 
     group: Annotated[str, typer.Option(help="c1, c4, d4, c12 or d12")] = "d4"
+    arch: Annotated[str, typer.Option(help="dense, or octic: built for speed")] = "dense"
     readout: Annotated[str, typer.Option(help="gram, bispectrum, mean, max, rms or attention")] = (
         "gram"
     )

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 MAX_REPLANS = 3
 HEARTBEAT_S = 60.0
 LEAST_ROWS_TO_JUDGE = 100
-"""The share of rejected rows is held against a run only when it added at least so many."""
+"""The share of rows without an image (rejected, or ``!damaged``) is held against a run only when it
+added at least so many."""
 
 
 class EmbeddingRun:
@@ -131,7 +132,7 @@ class EmbeddingRun:
     # -- what the pool calls ------------------------------------------------------------------
 
     def _take(self, receipt: Receipt) -> bool:
-        """Believe a receipt only when its file is there."""
+        """Believe a receipt only when its file is there, whole."""
         if not self._table.holds(receipt):
             return False
         self._waiting.append(receipt)
@@ -231,13 +232,16 @@ class EmbeddingRun:
 
     def _too_many_rejects(self) -> OrbitError | None:
         rejected = sum(r.num_rejected for r in self._landed)
-        rows = sum(r.num_embedded for r in self._landed) + rejected
+        damaged = sum(r.damaged for r in self._landed)
+        rows = sum(r.num_embedded for r in self._landed) + rejected + damaged
         allowed = self._job.settings.max_reject_share
-        if rows < LEAST_ROWS_TO_JUDGE or rejected <= allowed * rows:
+        if rows < LEAST_ROWS_TO_JUDGE or rejected + damaged <= allowed * rows:
             return None
+        also = f" and {damaged} damaged shards told" if damaged else ""
         return IncompleteError(
-            f"{rejected} of {rows} images were rejected, at most {allowed:.0%} expected; the rest "
-            "is committed: see the table's column 'error', or raise --max-reject-share"
+            f"{rejected} images were rejected{also} in {rows} rows, at most {allowed:.0%} of them "
+            "expected; the rest is committed: see the table's column 'error', or raise "
+            "--max-reject-share"
         )
 
     def _summary(self, reached: Ideal | None, failure: OrbitError | None) -> EmbedSummary:

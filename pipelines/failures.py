@@ -14,11 +14,13 @@ DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
 
 @dataclass(frozen=True)
 class Failure:
-    """``retry``: an attempt of its shard; ``replan``: the object changed; ``fatal``: stop."""
+    """``retry``: an attempt of its shard, with ``smaller`` batches where memory was short;
+    ``replan``: the object changed; ``fatal``: stop."""
 
     action: Literal["retry", "replan", "fatal"]
     message: str
     exit_code: int = 1
+    smaller: bool = False
 
 
 def failure_of(error: Exception) -> Failure:
@@ -34,4 +36,12 @@ def failure_of(error: Exception) -> Failure:
         return Failure("fatal", message, Refused.exit_code)
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         return Failure("fatal", message)
-    return Failure("retry", message)
+    return Failure("retry", message, smaller=_is_for_want_of_memory(error))
+
+
+def _is_for_want_of_memory(error: Exception) -> bool:
+    # torch says so by a RuntimeError on a CPU, by a class of its own on a GPU.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    said = str(error) if isinstance(error, RuntimeError) else ""
+    return "DefaultCPUAllocator" in said or "bad_alloc" in said

@@ -145,7 +145,10 @@ class Pool:
     # -- handing out --------------------------------------------------------------------------
 
     def _hand_out(self, dispatch: Dispatch, now: float) -> None:
-        """One shard for each idle worker, then one ahead while there is enough for everybody."""
+        """One shard for each idle worker, then one ahead while there is enough for everybody.
+
+        A shard in quarantine has its worker for itself.
+        """
         ready = [slot for slot in self._slots if slot.ready is not None and not slot.leaving]
         if not ready or not self._gathered(len(ready), now):
             return
@@ -153,9 +156,11 @@ class Pool:
             for slot in ready:
                 if len(slot.works) > ahead or (ahead and dispatch.pending < len(self._slots)):
                     continue
-                work = dispatch.next(now)
+                if any(work.quarantine for work in slot.works.values()):
+                    continue
+                work = dispatch.next(now, beside=bool(slot.works))
                 if work is None:
-                    return
+                    break
                 self._give(slot, work, now)
 
     def _gathered(self, num_ready: int, now: float) -> bool:
@@ -168,6 +173,8 @@ class Pool:
     def _give(self, slot: Slot, work: ShardWork, now: float) -> None:
         if not slot.works:
             slot.changed_at = now
+        if work.quarantine:
+            _LOGGER.info("%s goes to quarantine %d", work.shard.source, work.quarantine)
         if self.first_handed_out is None:
             self.first_handed_out = now
         slot.works[slot.actor.embed.remote(work)] = work
@@ -240,7 +247,7 @@ class Pool:
             dispatch.changed(source)
         else:
             _LOGGER.info("%s: %s", source, result.message)
-            dispatch.fail(source, result.message, now)
+            dispatch.fail(source, result.message, now, result.smaller)
         return None
 
     # -- ends ---------------------------------------------------------------------------------
@@ -250,8 +257,10 @@ class Pool:
 
         ``lost``: its machine went, which says nothing of the shards it had.
         """
-        _LOGGER.info("%s died: %s", slot.name, why.splitlines()[0] if why else "")
         now = time.monotonic()
+        age, loading = now - slot.started_at, "" if slot.ready else ", while loading"
+        said = why.splitlines()[0] if why else ""
+        _LOGGER.info("%s died after %.2f s%s: %s", slot.name, age, loading, said)
         for work in list(slot.works.values())[::-1]:
             if lost:
                 dispatch.give_back(work.shard.source)

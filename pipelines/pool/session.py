@@ -9,6 +9,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -19,6 +20,8 @@ from ray._private import ray_constants
 
 from eqmodel.errors import OrbitError
 from pipelines.errors import RayError as OrbitRayError
+
+_LOGGER = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -31,15 +34,13 @@ def ray_session(mode: str, least_cpus: int) -> Iterator[tuple[float, float]]:
     if ray.is_initialized():
         yield _resources()
         return
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "include_dashboard": False}
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         if mode == "local":
             _lock_the_door()
-            cpus = max(least_cpus, _cpus_here())
             with _loopback_only():
-                ray.init(address="local", num_cpus=cpus, object_store_memory=100 << 20, **quiet)
+                _start(max(least_cpus, _cpus_here()), quiet)
         else:
-            del quiet["include_dashboard"]
             ray.init(address=mode, **quiet)
     except OrbitError:  # a signal
         raise
@@ -52,6 +53,26 @@ def ray_session(mode: str, least_cpus: int) -> Iterator[tuple[float, float]]:
         yield _resources()
     finally:
         ray.shutdown()
+
+
+def _start(cpus: int, quiet: dict[str, Any]) -> None:
+    """Start a Ray. It gives itself 30 seconds, which a busy machine may not have: some tries."""
+    for tries_left in (2, 1, 0):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                object_store_memory=100 << 20,
+                include_dashboard=False,
+                **quiet,
+            )
+            return
+        except (Exception, SystemExit) as error:  # Ray raises a bare one, or would exit
+            late = isinstance(error, SystemExit) or "timed out during startup" in str(error)
+            if not (tries_left and late):
+                raise
+            _LOGGER.info("Ray did not start in time; it is started again")
+            ray.shutdown()
 
 
 def _lock_the_door() -> None:

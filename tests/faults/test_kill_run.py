@@ -145,11 +145,13 @@ class Killer:
             self.chance.choice(workers).kill()
 
     def restarts(self) -> tuple[float, float]:
-        """Seconds that workers, and that drivers, took until they could work again."""
+        """Seconds that workers, and that drivers, took until they could work again; with those of
+        workers that were killed before."""
         workers = drivers = 0.0
         for place, driver in enumerate(self.drivers):
             ready = driver.ready_times()
             workers += sum(seconds for _, number, seconds in ready if number >= 2)
+            workers += driver.in_vain()
             if place and ready:
                 drivers += ready[0][0] - driver.started
         return workers, drivers
@@ -212,6 +214,7 @@ def test_kills(
         "driver_restarts_s": round(drivers, 1),
         "allowed_s": round(1.25 * undisturbed + workers + drivers, 1),
         "allowed_with_restarts_in_parallel_s": round(1.25 * undisturbed + workers / 2 + drivers, 1),
+        "quarantines": sum(one.told.count(" goes to quarantine ") for one in killer.drivers),
         "shards_encoded": encoded,
         "shards_encoded_at_most": sizes.shards + IN_FLIGHT * lost,
         "embedding_difference": worst,

@@ -135,13 +135,40 @@ def test_deaths_are_no_attempts_but_two_lead_to_quarantine() -> None:
         sizes.append(item.batch_size)
         work.die("s0", 0.0)
     assert sizes == [256, 128]
-    for now in (0.0, 60.0):
+    for now, stage, size in ((0.0, 1, 64), (60.0, 2, 32)):
         item = work.next(now)
         assert item is not None
-        assert item.quarantine
-        assert item.batch_size == 64
+        assert (item.quarantine, item.batch_size) == (stage, size)
         work.die("s0", now)
     assert work.failures == {"s0": "its worker died in quarantine (2 attempts)"}
+
+
+def test_a_shard_in_quarantine_has_its_worker_for_itself() -> None:
+    work = dispatch(2, 1)
+    for _ in range(2):
+        item = work.next(0.0)
+        assert item is not None
+        work.die(item.shard.source, 0.0)
+    beside = work.next(0.0, beside=True)
+    assert beside is not None
+    assert beside.shard.source == "s1"
+    assert work.next(0.0, beside=True) is None
+    alone = work.next(0.0)
+    assert alone is not None
+    assert (alone.shard.source, alone.quarantine) == ("s0", 1)
+
+
+def test_for_want_of_memory_the_batch_is_halved_after_a_pause() -> None:
+    work = dispatch(1)
+    for now, size in ((0.0, 256), (60.0, 128), (120.0, 64)):
+        item = work.next(now)
+        assert item is not None
+        assert (item.batch_size, item.quarantine) == (size, 0)
+        work.fail("s0", "no memory", now, smaller=True)
+        assert work.next(now + 0.5) is None
+    for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")):
+        assert failure_of(error).smaller
+    assert not failure_of(RuntimeError("shapes differ")).smaller
 
 
 def test_what_goes_back_unharmed_is_next_and_never_uses_a_name_twice() -> None:

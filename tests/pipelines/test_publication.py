@@ -21,7 +21,8 @@ from tests.pipelines.conftest import QUICK, Made, MakeTar, embed_here, sample_me
 
 FILES = {
     *("index.faiss", "index.json", "ids.arrow", "vectors.npy", "poses.npy"),
-    *("clusters.parquet", "report.html", "report.json"),
+    *("clusters.parquet", "report.html", "report.json", "report.schema.json"),
+    *("map.png", "clusters.png", "variance.png", "turns.png"),
 }
 
 
@@ -81,9 +82,7 @@ def test_a_crash_before_the_row_leaves_the_old_one_live(
 def test_a_publisher_that_comes_second_does_not_step_back(
     store: Folder, embedded: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        publication._Publishing, "_make_visible", _after_another(embedded.model_id)
-    )
+    monkeypatch.setattr(publication._Publishing, "_make_visible", _after_another(embedded.model_id))
     row = publish(store, embedded.model_id, QUICK)
     log = PublicationLog.open(store)
     assert log is not None
@@ -105,9 +104,10 @@ def test_recall_under_what_was_asked_is_not_published(store: Folder, embedded: M
     too_much = dataclasses.replace(QUICK, recall=1.01)
     with pytest.raises(IncompleteError, match=r"reaches recall 1\.0000 at 10, 1\.01 was asked"):
         publish(store, embedded.model_id, too_much)
-    assert publish(
-        store, embedded.model_id, dataclasses.replace(too_much, allow_low_recall=True)
-    ).seq == 1
+    assert (
+        publish(store, embedded.model_id, dataclasses.replace(too_much, allow_low_recall=True)).seq
+        == 1
+    )
 
 
 def test_without_embeddings_there_is_nothing_to_publish(tmp_path: Path) -> None:
