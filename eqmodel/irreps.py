@@ -45,7 +45,7 @@ def irreducible_basis(group: FiniteGroup) -> IrreducibleBasis:
     turn_signs = (1, -1) if group.n % 2 == 0 else (1,)
     mirror_signs = (1, -1) if group.mirrored else (1,)
     rows = [
-        [turn**k * mirror**m for m, k in group.elements]
+        np.array([turn**k * mirror**m for m, k in group.elements], np.float64)
         for mirror in mirror_signs
         for turn in turn_signs
     ]
@@ -54,7 +54,7 @@ def irreducible_basis(group: FiniteGroup) -> IrreducibleBasis:
         matrices = np.array([plane(m, k) for m, k in group.elements])
         copies = 2 if group.mirrored else 1
         rows += [matrices[:, a, b] for b in range(2) for a in range(copies)]
-    return IrreducibleBasis(np.array(rows, np.float64), lines, copies)
+    return IrreducibleBasis(np.array(rows), lines, copies)
 
 
 def plane(m: int, k: int) -> Matrix:
