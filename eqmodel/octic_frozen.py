@@ -155,7 +155,7 @@ class FrozenOctic(nn.Module):
     def codes(self, x: Tensor) -> Tensor:
         """The whole batch at once."""
         x = F.conv2d(channels_last(x), self.lift, self.shift, stride=2, padding=self.padding)
-        flat: Tensor = self.stages(F.relu(x)).flatten(1)
+        flat: Tensor = self.stages(x.relu_()).flatten(1)
         return flat.reshape(len(x), -1, self.order).transpose(1, 2)
 
 
