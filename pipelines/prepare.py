@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eqmodel.errors import Refused
-from pipelines.decode import decode, encode_thumbnail
+from pipelines.decode import decode
 from pipelines.errors import Rejected
 from pipelines.faults import faultpoint
 from pipelines.pacing import Seconds
 from pipelines.shard_file import Row, image_id
 from pipelines.shards import Sample
+from pipelines.thumbnails import encode_thumbnail
 
 if TYPE_CHECKING:
     import torch
