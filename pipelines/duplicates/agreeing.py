@@ -226,12 +226,13 @@ def _frames(left: Sequence[Plane], right: Sequence[Plane], poses: Sequence[Pose]
 
 
 def _fineness(left: Sequence[Plane], right: Sequence[Plane], mask: Plane | None = None) -> Plane:
-    """(P,): the share that detail has in the variance of two pictures, geometric mean, and a
-    little for what is never lost."""
-    shares = np.stack([_variance(d, mask) + 1 for _, d in (left, right)]) / np.stack(
-        [_variance(p, mask) + NOISE * NOISE for p, _ in (left, right)]
-    )
-    found: Plane = np.sqrt(shares[0] * shares[1]) + LEAST
+    """(P,): the share that detail has in the variance of the finer of two pictures (the other may
+    have lost it), and a little for what is never lost."""
+    shares = [
+        (_variance(detail, mask) + 1) / (_variance(picture, mask) + NOISE * NOISE)
+        for picture, detail in (left, right)
+    ]
+    found: Plane = np.maximum(*shares) + LEAST
     return found
 
 
