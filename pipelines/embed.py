@@ -76,7 +76,8 @@ class ShardEmbedder:
 
     Then the second shard is fetched and decoded while the first is encoded; the older one has
     the first call on the encoder. ``progress`` grows with every batch and as bytes come, for the
-    driver's deadline; ``threads`` is what torch may use, the declared CPUs or more when the driver says so.
+    driver's deadline; ``threads`` is what torch may use, the declared CPUs or more when the driver
+    says so.
     """
 
     def __init__(self, settings: WorkerSettings, worker: str = "worker") -> None:
