@@ -75,8 +75,9 @@ class ShardEmbedder:
     """Embeds shards with one model; ``embed`` may be called from two threads at once.
 
     Then the second shard is fetched and decoded while the first is encoded; the older one has
-    the first call on the encoder. ``progress`` grows with every batch, for the driver's deadline;
-    ``threads`` is what torch may use, the declared CPUs or more when the driver says so.
+    the first call on the encoder. ``progress`` grows with every batch and as bytes come, for the
+    driver's deadline; ``threads`` is what torch may use, the declared CPUs or more when the driver
+    says so.
     """
 
     def __init__(self, settings: WorkerSettings, worker: str = "worker") -> None:
@@ -88,6 +89,7 @@ class ShardEmbedder:
         self.embedder = load_embedder(settings, Path(self._place.name))
         self._decoders = ThreadPoolExecutor(settings.threads, thread_name_prefix="decode")
         self._turn, self._steps = Turn(), itertools.count(1)
+        self.input.on_read = self._step  # a shard may be long and hold few images
         self._first: Shard | None = None
         self._kept: list[Sample] = []
 
