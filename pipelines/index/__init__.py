@@ -7,7 +7,7 @@ image_id into a row number, by which everything else is found.
 from pipelines.index.build import Asked, Parts, build_index
 from pipelines.index.kinds import EXACT_UP_TO, choose_kind
 from pipelines.index.kmeans import kmeans
-from pipelines.index.neighbours import Neighbours, nearest_others
+from pipelines.index.neighbours import Neighbours, nearest_others, nearest_vectors
 from pipelines.index.recall import Recall, exact_top, held_out_rows, measure_recall
 from pipelines.index.rows import (
     ROWS_SCHEMA,
@@ -66,6 +66,7 @@ __all__ = [
     "kmeans",
     "measure_recall",
     "nearest_others",
+    "nearest_vectors",
     "open_index",
     "touched_sources",
     "update_index",

@@ -12,6 +12,7 @@ import pyarrow.dataset as pads
 from pipelines.errors import ConflictError, FormatError, TableError
 from pipelines.shards import Shard
 from pipelines.storage import Folder
+from pipelines.table.belief import is_there
 from pipelines.table.data_files import RowGroups, dataset, told_in_one_line
 from pipelines.table.log import Change, DeltaLog, NewFile
 from pipelines.table.publications import PublicationLog
@@ -114,9 +115,8 @@ class EmbeddingTable:
         )
 
     def holds(self, receipt: Receipt) -> bool:
-        """Whether the file that a receipt names is there with the recorded size."""
-        entry = self.folder.stat(receipt.path)
-        return entry is not None and entry.size == receipt.size
+        """Whether the file that a receipt names is there, with the recorded size and digest."""
+        return is_there(self.folder, receipt)
 
     def foreign(self) -> frozenset[str]:
         """Sources that another writer has touched since this handle read the table."""
