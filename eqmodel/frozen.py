@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from eqmodel.autoencoder import Encoder
 from eqmodel.copies import CopiesEncoder
 from eqmodel.layers import FieldNorm
+from eqmodel.octic import OcticEncoder
+from eqmodel.octic_frozen import FrozenOctic
 
 
 def folded(weight: Tensor, norm: FieldNorm, order: int) -> tuple[Tensor, Tensor]:
@@ -117,8 +119,10 @@ def frozen(encoder: nn.Module) -> nn.Module:
     """The inference form of an encoder of either kind; the original is left as it is."""
     if isinstance(encoder, CopiesEncoder):
         inference = copy.deepcopy(encoder)
-        inference.base = FrozenEncoder(inference.base)  # type: ignore[arg-type]
+        inference.base = frozen(inference.base)
         return inference.eval()
+    if isinstance(encoder, OcticEncoder):
+        return FrozenOctic(encoder).eval()
     if not isinstance(encoder, Encoder):
         raise TypeError(f"{type(encoder).__name__} is not an encoder")
     return FrozenEncoder(encoder).eval()

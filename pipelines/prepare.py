@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -57,8 +57,14 @@ class Prepared:
 class Preparer:
     """Turns samples into rows and model input; used by several threads at once."""
 
-    def __init__(self, embedder: Embedder, source: str, thumbnail_share: float) -> None:
-        self._embedder = embedder
+    def __init__(
+        self,
+        embedder: Embedder,
+        source: str,
+        thumbnail_share: float,
+        decoder: Callable[[bytes], NDArray[Any]] | None = None,
+    ) -> None:
+        self._embedder, self._decode = embedder, decoder or decode
         self._source = source
         self._share_of_ids = int(thumbnail_share * 2**63)
 
@@ -96,7 +102,7 @@ class Preparer:
     def _decoded(self, sample: Sample, row: Row, seconds: Seconds) -> NDArray[Any] | None:
         started = time.perf_counter()
         try:
-            image = decode(sample.data)
+            image = self._decode(sample.data)
             row.height, row.width = image.shape[:2]
             self._embedder.accepts(image)
         except (Rejected, Refused) as error:

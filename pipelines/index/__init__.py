@@ -7,7 +7,7 @@ image_id into a row number, by which everything else is found.
 from pipelines.index.build import Asked, Parts, build_index
 from pipelines.index.kinds import EXACT_UP_TO, choose_kind
 from pipelines.index.kmeans import kmeans
-from pipelines.index.neighbours import Neighbours, nearest_others
+from pipelines.index.neighbours import Neighbours, nearest_others, nearest_vectors
 from pipelines.index.recall import Recall, exact_top, held_out_rows, measure_recall
 from pipelines.index.rows import (
     ROWS_SCHEMA,
@@ -18,7 +18,8 @@ from pipelines.index.rows import (
     with_etags,
 )
 from pipelines.index.searching import OrbitIndex
-from pipelines.index.sidecar import Segment, Sidecar
+from pipelines.index.segment import Segment
+from pipelines.index.sidecar import Sidecar
 from pipelines.index.spec import CLUSTERS, TRAINED, IndexSpec
 from pipelines.index.storing import open_index
 from pipelines.index.update import (
@@ -63,6 +64,7 @@ __all__ = [
     "kmeans",
     "measure_recall",
     "nearest_others",
+    "nearest_vectors",
     "open_index",
     "touched_sources",
     "update_index",

@@ -1,17 +1,20 @@
-"""Every row's nearest others, through the index: what outliers, duplicates and 5-NN are made of."""
+"""Every row's nearest others, through an index: what outliers, duplicates and 5-NN are made of."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import faiss
 import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.index.rows import Rows
-from pipelines.index.searching import OrbitIndex
+from pipelines.index.searching import OrbitIndex, use_threads
 
 CHUNK = 8_192
+FLAT_UP_TO, PROBES, TRAINING_ROUNDS = 20_000, 12, 8
+"""Vectors that are no embeddings get an index of their own: above so many an inverted file."""
 
 
 @dataclass(frozen=True)
@@ -47,3 +50,27 @@ def nearest_others(
             progress(part.stop)
     scores[found < 0] = -np.inf
     return Neighbours(found, scores)
+
+
+def nearest_vectors(vectors: NDArray[np.float32], k: int, threads: int = 0) -> Neighbours:
+    """The k nearest other rows by inner product among vectors (N, d) of length 1 that no
+    publication holds; approximate above 20,000."""
+    num, dim = vectors.shape
+    k = max(0, min(k, num - 1))
+    if not k:
+        return Neighbours(np.empty((num, 0), np.int64), np.empty((num, 0), np.float32))
+    use_threads(threads)
+    index: faiss.Index = faiss.IndexFlatIP(dim)
+    if num > FLAT_UP_TO:
+        lists = int(4 * num**0.5)
+        index = faiss.IndexIVFFlat(index, dim, lists, faiss.METRIC_INNER_PRODUCT)
+        index.cp.niter, index.cp.seed, index.nprobe = TRAINING_ROUNDS, 0, PROBES
+        index.cp.min_points_per_centroid = 1
+        index.train(vectors)
+    index.add(vectors)
+    scores, rows = index.search(vectors, k + 1)
+    own = rows == np.arange(num)[:, None]
+    order = np.argsort(own, axis=1, kind="stable")[:, :k]
+    rows, scores = np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1)
+    scores[rows < 0] = -np.inf
+    return Neighbours(rows, scores)

@@ -22,7 +22,8 @@ from pipelines.index.build import ADD_CHUNK, Asked, fit_of, measured
 from pipelines.index.kinds import choose_kind
 from pipelines.index.rows import Rows, plain, write_array, write_table
 from pipelines.index.searching import OrbitIndex
-from pipelines.index.sidecar import Segment, Sidecar, Stacked
+from pipelines.index.segment import Segment, Stacked
+from pipelines.index.sidecar import Sidecar
 from pipelines.index.spec import TOMBSTONES, TRAINED, IndexSpec
 from pipelines.index.storing import read_index
 

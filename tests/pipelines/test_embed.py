@@ -392,8 +392,9 @@ module.decode = crash
 """
 
 
+@pytest.mark.parametrize("stage", [1, 2])
 def test_in_quarantine_only_the_image_that_crashes_is_rejected(
-    bench: Bench, make_png: MakePng, make_tar: MakeTar, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, make_png: MakePng, make_tar: MakeTar, monkeypatch: pytest.MonkeyPatch, stage: int
 ) -> None:
     """A child that is killed by chance is started again, and its image is embedded."""
     good = make_png(picture(1))
@@ -404,7 +405,7 @@ def test_in_quarantine_only_the_image_that_crashes_is_rejected(
     code.mkdir()
     code.joinpath("sitecustomize.py").write_text(CRASH.format(mark=str(bench.place / "mark")))
     monkeypatch.syspath_prepend(str(code))
-    receipt = bench.embed(quarantine=True)
+    receipt = bench.embed(quarantine=stage)
     monkeypatch.delitem(sys.modules, "sitecustomize", raising=False)
     rows = bench.rows(receipt)
     expected = bench.worker.embedder.embed([picture(1)])[0]
