@@ -57,9 +57,7 @@ def measure(
     finally:
         torch.set_num_threads(threads)
     count, rate = len(images), fetch_rate(input_folder, shard)
-    return Rates(
-        decode_s / count, preprocess_s / count, encode_s / count, on_gpu, rate, count
-    )
+    return Rates(decode_s / count, preprocess_s / count, encode_s / count, on_gpu, rate, count)
 
 
 def fetch_rate(folder: Folder, shard: Shard) -> float | None:
