@@ -20,7 +20,7 @@ ifeq ($(filter cpu gpu,$(FAISS)),)
 $(error FAISS=$(FAISS): expected cpu or gpu)
 endif
 
-.PHONY: help setup demo test check test-unit test-faults test-cluster test-scale lint types imports bench sample checkpoint sbom audit clean
+.PHONY: help setup demo test check test-unit test-faults test-cluster test-scale lint types imports bench sample checkpoint tables sbom audit clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -78,6 +78,21 @@ checkpoint: $(READY)  ## train the shipped model again, about 30 minutes on a qu
 	@$(BIN)/python -m jobs.datasets mnist fashion-mnist --out build/data $(if $(DATA),--from $(DATA))
 	@$(BIN)/orbit train build/data --out build/d4-28-grey-2 --name d4-28-grey-2 --limit 120000 \
 		--images-seen 500000 --patience 1000 --bfloat16
+
+ROWS := raw-pixels,autoencoder,mean-d4,mean-d12,attention-d4,attention-d12,gram-d4,gram-d12,recommended
+EVALUATE = $(BIN)/orbit evaluate $(1) --recipe $(2) --seeds $(3) --device $(DEVICE) --data build/data --out build/evaluation
+DEVICE ?= cpu
+
+tables: $(READY)  ## make the tables of eqmodel/RESULTS.md again, hours on two cores; resumes (DATA=folder with the IDX files, DEVICE=cuda)
+	@$(BIN)/python -m jobs.datasets mnist fashion-mnist --idx --out build/data $(if $(DATA),--from $(DATA))
+	@for protocol in augmented-mnist mnist-rot o2-mnist augmented-fashion fashion-rot o2-fashion; do \
+		$(call EVALUATE,$$protocol,$(ROWS),1); \
+	done
+	@for protocol in augmented-mnist mnist-rot o2-mnist; do $(call EVALUATE,$$protocol,recommended,3); done
+	@for protocol in augmented-mnist mnist-rot augmented-fashion fashion-rot; do \
+		$(call EVALUATE,$$protocol,recommended,1) --ceiling; \
+	done
+	@$(BIN)/orbit evaluate --table build/evaluation --into eqmodel/RESULTS.md
 
 sbom: $(READY)  ## write build/sbom.cdx.json: every installed package, as CycloneDX
 	@mkdir -p build

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from eqmodel.errors import GroupError, SizeError
+from eqmodel.errors import GroupError, Refused, SizeError
 from eqmodel.groups import FiniteGroup, group
 from eqmodel.layers import (
     FieldNorm,
@@ -30,6 +30,7 @@ from eqmodel.layers import (
 )
 
 SMALLEST, LARGEST = 28, 256  # image sides the network is made for, in pixels
+ARCHITECTURES = ("dense", "octic")
 LAST = range(4, 9)  # sides at which halving ends and one valid convolution reaches 1 x 1
 
 
@@ -39,7 +40,8 @@ class AutoencoderConfig:
 
     correlations: the part of P and P' that Gram pooling takes (readouts.CORRELATIONS). mixing and
     padded concern turned copies alone (copies.py): whether layers over the group axis mix them,
-    and whether they are turned in a frame that holds the image's corners at every angle.
+    and whether they are turned in a frame that holds the image's corners at every angle. arch:
+    "dense" or "octic" (octic.py).
     """
 
     group: str = "d4"
@@ -52,6 +54,7 @@ class AutoencoderConfig:
     correlations: str = "all"
     mixing: bool = True
     padded: bool = True
+    arch: str = "dense"
 
 
 def sides(image_size: int) -> list[int]:
@@ -147,7 +150,7 @@ class Autoencoder(nn.Module):
         self.encoder: nn.Module
         self.decoder: nn.Module
         if self.group.n in (1, 2, 4):
-            self.encoder, self.decoder = Encoder(config, self.group), Decoder(config, self.group)
+            self.encoder, self.decoder = network_of(config, self.group)
         elif self.group.n % 4 == 0:
             self.encoder = CopiesEncoder(config, self.group)
             self.decoder = CopiesDecoder(config, self.group)
@@ -167,6 +170,19 @@ class Autoencoder(nn.Module):
             return codes, self.decoder(codes), None
         compressed, weights = self.attention(codes)
         return codes, self.decoder(self.attention.expand(compressed, weights)), weights
+
+
+def network_of(config: AutoencoderConfig, of: FiniteGroup) -> tuple[nn.Module, nn.Module]:
+    """Encoder and decoder for quarter turns and mirrors, of the architecture that the config
+    names. Raises Refused for one that there is not.
+    """
+    from eqmodel.octic import OcticDecoder, OcticEncoder
+
+    if config.arch == "dense":
+        return Encoder(config, of), Decoder(config, of)
+    if config.arch == "octic":
+        return OcticEncoder(config, of), OcticDecoder(config, of)
+    raise Refused(f"'{config.arch}' is no architecture; use {' or '.join(ARCHITECTURES)}")
 
 
 def parameters(module: nn.Module) -> int:

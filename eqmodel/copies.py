@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eqmodel.actions import border_background
-from eqmodel.autoencoder import AutoencoderConfig, Decoder, Encoder, fitting_size
+from eqmodel.autoencoder import AutoencoderConfig, fitting_size, network_of
 from eqmodel.groups import FiniteGroup
 from eqmodel.layers import GroupLinear
 
@@ -157,7 +157,7 @@ class CopiesEncoder(nn.Module):
     def __init__(self, config: AutoencoderConfig, of: FiniteGroup) -> None:
         super().__init__()
         self.group, self.copies = of, TurnedCopies(config, of)
-        self.base: nn.Module = Encoder(in_frame(config), quarter_group(of))
+        self.base: nn.Module = network_of(in_frame(config), quarter_group(of))[0]
         self.mixing = CodeMixing(of, config.features) if config.mixing else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -172,7 +172,7 @@ class CopiesDecoder(nn.Module):
     def __init__(self, config: AutoencoderConfig, of: FiniteGroup) -> None:
         super().__init__()
         self.group, self.copies = of, TurnedCopies(config, of)
-        self.base = Decoder(in_frame(config), quarter_group(of))
+        self.base = network_of(in_frame(config), quarter_group(of))[1]
         self.mixing = CodeMixing(of, config.features) if config.mixing else nn.Identity()
 
     def forward(self, codes: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from eqmodel.autoencoder import Autoencoder, AutoencoderConfig
 from eqmodel.copies import CopiesDecoder, CopiesEncoder, quarter_group
+from eqmodel.devices import computes_bfloat16
 from eqmodel.errors import Refused
 from eqmodel.losses import OrbitConsistency, entropy, reconstruction
 from eqmodel.readouts import Readout, readout
@@ -71,6 +72,7 @@ class Objective(nn.Module):
     ) -> None:
         """``weights``: of consistency and of reconstruction. ``reconstructed``: the share of the
         first views that is decoded. ``views``: one of JITTERS. ``loss``: one of CONSISTENCY_LOSSES.
+        ``bfloat16``: convolutions in bfloat16, on devices that compute in it.
         """
         super().__init__()
         self.trunk = Trunk(Autoencoder(architecture))
@@ -96,7 +98,8 @@ class Objective(nn.Module):
         if self.consistency is not None:
             views.append(random_views(images, mirrored, self.jitter))
         drawn = max(1, round(self.reconstructed * len(images)))
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.reduced):
+        reduced = self.reduced and computes_bfloat16(images.device)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=reduced):
             codes = self.trunk.encode(torch.cat(views))
             decoded, attention = self.trunk.decode(codes[:drawn])
         loss = self.weights[1] * reconstruction(views[0][:drawn], decoded)
@@ -104,6 +107,6 @@ class Objective(nn.Module):
             loss = loss + ENTROPY * entropy(attention.float())
         if self.consistency is not None:
             features = self.readout(codes.float())
-            with torch.autocast(images.device.type, torch.bfloat16, enabled=self.reduced):
+            with torch.autocast(images.device.type, torch.bfloat16, enabled=reduced):
                 loss = loss + self.weights[0] * self.consistency(*features.chunk(2))
         return loss

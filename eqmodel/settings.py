@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,8 @@ class TrainConfig:
     power, floor, orbits: of the projection; orbits "turned"
     fits it on free turns of the images, "jittered" on views as in training, "none" on the images
     alone: their principal components. kinds: the share of an
-    embedding's squared norm that gathers neighbours into kinds (kinds.py).
+    embedding's squared norm that gathers neighbours into kinds (kinds.py). arch: "dense", or
+    "octic" for speed (octic.py).
     """
 
     group: str = "d4"
@@ -63,9 +64,20 @@ class TrainConfig:
     orbits: str = "turned"
     floor: float = FLOOR
     kinds: float = 0.3
+    arch: str = "dense"
     name: str | None = None
     description: str = ""
     recommended: bool = False
+
+
+def as_recorded(config: TrainConfig) -> dict[str, Any]:
+    """The fields of a config, without an architecture that is the dense one: what was made before
+    there was a choice is found again.
+    """
+    fields = asdict(config)
+    if config.arch == "dense":
+        del fields["arch"]
+    return fields
 
 
 def fitted_to(
@@ -122,6 +134,7 @@ def architecture(config: TrainConfig) -> AutoencoderConfig:
         correlations=config.correlations,
         mixing=config.mixing or config.readout == "attention",  # which weighs all copies at once
         padded=config.padded is not False,
+        arch=config.arch,
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from eqmodel.finishing import FITTED_ON, finish, gate, provenance
 from eqmodel.peers import Peers
 from eqmodel.preprocess import PreprocessSpec, preprocess
 from eqmodel.resume import TrainingState
-from eqmodel.settings import TrainConfig, fitted_to, objective_of, preprocess_spec
+from eqmodel.settings import TrainConfig, as_recorded, fitted_to, objective_of, preprocess_spec
 
 Progress = Callable[["EpochReport"], None]
 
@@ -130,7 +130,7 @@ def fit(
     optimiser = torch.optim.AdamW(
         objective.parameters(), lr=config.learning_rate, weight_decay=1e-3
     )
-    state = TrainingState.open(folder, objective, optimiser, asdict(config))
+    state = TrainingState.open(folder, objective, optimiser, as_recorded(config))
     if not peers.leads:
         torch.manual_seed(config.seed + 1_000_003 * (state.epoch * peers.size + peers.rank))
     size = max(2, config.batch_size // peers.size)

@@ -23,6 +23,7 @@ from typer.exceptions import TyperException
 
 from eqmodel.errors import OrbitError, Refused
 from pipelines.secrets import redacted
+from pipelines.signals import ended_in_time
 from pipelines.telemetry import flush_traces, log, span, use_log
 
 INTERRUPTED = 130
@@ -237,7 +238,7 @@ def run(app: typer.Typer, name: str, arguments: Sequence[str] | None = None) -> 
     """Run a command line; returns its exit code, having told an error in one line."""
     command = typer.main.get_command(app)
     try:
-        with sigterm_raises():
+        with sigterm_raises(), ended_in_time():
             code = command.main(arguments, prog_name=name, standalone_mode=False)
     except typer.Abort:
         code = INTERRUPTED

@@ -2,8 +2,9 @@
 
 import sys
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from numpy.typing import NDArray
 
@@ -48,7 +49,7 @@ def read_bytes(name: str) -> bytes:
     from pipelines.storage import Folder
 
     if name == STDIN:
-        content = sys.stdin.buffer.read()
+        content = _whole(sys.stdin.buffer)
     elif "://" in name:
         parent, _, file = name.rpartition("/")
         content = Folder(parent).read(file)
@@ -58,6 +59,12 @@ def read_bytes(name: str) -> bytes:
         where = "standard input" if name == STDIN else f"'{name}'"
         raise Refused(f"{where} is empty, expected the bytes of one image")
     return content
+
+
+@cache
+def _whole(stream: BinaryIO) -> bytes:
+    """A stream that can be read once, and is asked for again by the contact sheet."""
+    return stream.read()
 
 
 def read_images(names: Sequence[str]) -> Iterator[NDArray[Any]]:

@@ -22,6 +22,16 @@ class PublishFlags:
     clusters: Annotated[
         int | None, typer.Option(min=1, help="number of clusters [default: chosen]")
     ] = None
+    clustering: Annotated[
+        str,
+        typer.Option(
+            metavar="kmeans|density",
+            help="k-means, or by density (HDBSCAN), which finds the number itself",
+        ),
+    ] = "kmeans"
+    map_points: Annotated[
+        int, typer.Option(min=0, max=20_000, help="images on the map of the report")
+    ] = 5_000
     recall: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="recall at 10 that the index must reach")
     ] = 0.99
@@ -36,13 +46,15 @@ class PublishFlags:
     ] = None
 
     def options(self, force: bool = False, ray: str | None = None) -> "PublishOptions":
-        """As the pipelines take them. SettingsError for a size that is none."""
+        """As the pipelines take them. SettingsError for what does not fit."""
         from pipelines.publication import PublishOptions
 
         return PublishOptions(
             index_memory=None if self.index_memory is None else read_size(self.index_memory),
             index_ray=ray,
             clusters=self.clusters,
+            clustering=self.clustering,
+            map_points=self.map_points,
             recall=self.recall,
             allow_low_recall=self.allow_low_recall,
             force=force,

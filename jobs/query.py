@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from eqmodel.errors import ChannelError, Refused
 from jobs.answers import Writer, check_out
 from jobs.console import Answer, Json, run_alone, verb
-from jobs.images import STDIN, check_named, expand, read_images
+from jobs.images import check_named, expand, read_images
 from jobs.table import table
 
 if TYPE_CHECKING:
@@ -104,6 +104,8 @@ def as_text(found: "Sequence[tuple[str, list[Hit] | str]]") -> str:
 
 def neighbours(hits: "Sequence[Hit]", indent: str = "  ") -> str:
     """A table of neighbours: rank, score, where the image is, and its turn when it was asked."""
+    if not hits:
+        return f"{indent}no image passes"
     posed = any(hit.pose is not None for hit in hits)
     header = ["", "score", "key", "source", "label", "cluster", *(["pose"] if posed else [])]
     rows = [
@@ -140,9 +142,7 @@ def draw(searcher: "Searcher", path: Path, found: "Sequence[tuple[str, list[Hit]
 
 
 def picture_of(searcher: "Searcher", query: str) -> "Any":
-    """The pixels of an image file, the thumbnail of a key; standard input was read already."""
-    if query == STDIN:
-        return None
+    """The pixels of an image, the thumbnail of a key."""
     try:
         return next(iter(read_images([query])))
     except (Refused, OSError):
@@ -158,7 +158,8 @@ def report(
     first = next((f"{name}: {hits}" for name, hits in found if isinstance(hits, str)), "")
     if not num_failed:
         return None
-    return IncompleteError(f"{num_failed} images could not be asked; the first: {first}{words}")
+    told = "1 image" if num_failed == 1 else f"{num_failed:,} images"
+    return IncompleteError(f"{told} could not be asked; the first: {first}{words}")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.console import Answer, Json, known_verbs, nearest, run_alone, verb
+from jobs.commands import check_command
+from jobs.console import Answer, Json, nearest, run_alone, verb
 from pipelines.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -122,8 +123,8 @@ def schedule(
             f"--target {where.target}{nearest(where.target, TARGETS)}: "
             f"expected one of {', '.join(TARGETS)}"
         )
-    takes_ray = check(command)
-    files = written(target, where.job(tuple(command)), takes_ray)
+    on_ray = takes_ray(command)
+    files = written(target, where.job(tuple(command)), on_ray)
     text = next(iter(files.values()))
     if len(files) > 1:
         text = "# Two files. Into files: ... | awk '/^# file: /{f=$3} f{print > f}'\n" + "".join(
@@ -132,39 +133,27 @@ def schedule(
     return Answer({"target": target, "files": files}, text.rstrip("\n"))
 
 
-def check(command: list[str]) -> bool:
+def takes_ray(command: list[str]) -> bool:
     """Refuse a verb or flags that there are not; True when the verb can work on a Ray cluster."""
-    from typer.main import get_command
-
-    from jobs.cli import app
-
-    known = [name for name in known_verbs(app) if name not in UNSCHEDULED]
-    name, arguments = command[0], command[1:]
-    if name not in known:
-        raise SettingsError(
-            f"no verb '{name}' to schedule{nearest(name, known)}: "
-            f"expected one of {', '.join(known)}"
-        )
-    found = get_command(app).commands[name]  # type: ignore[attr-defined]
-    found.make_context(f"orbit {name}", list(arguments))
+    found = check_command(command, UNSCHEDULED, "schedule")
     return any("--ray" in parameter.opts for parameter in found.params)
 
 
-def written(target: str, job: "ScheduledJob", takes_ray: bool) -> dict[str, str]:
+def written(target: str, job: "ScheduledJob", on_ray: bool) -> dict[str, str]:
     """File name -> content."""
     from jobs.schedules import kubernetes, machines
 
     if target == "cronjob":
-        return {f"{job.name}.yaml": kubernetes.cron_job(job.on_cluster(takes_ray))}
+        return {f"{job.name}.yaml": kubernetes.cron_job(job.on_cluster(on_ray))}
     if target == "raycronjob":
-        return {f"{job.name}.yaml": kubernetes.ray_cron_job(job.on_cluster(takes_ray))}
+        return {f"{job.name}.yaml": kubernetes.ray_cron_job(job.on_cluster(on_ray))}
     if target == "crontab":
         return {f"{job.name}.crontab": machines.crontab(job)}
     if target == "systemd":
         return machines.systemd(job)
     if not job.size.cpus.isdecimal():
         raise SettingsError(f"--pod-cpus {job.size.cpus}: Slurm expects a whole number")
-    return {f"{job.name}.sbatch": machines.slurm(job.on_cluster(takes_ray))}
+    return {f"{job.name}.sbatch": machines.slurm(job.on_cluster(on_ray))}
 
 
 def this_program() -> str:

@@ -32,6 +32,10 @@ def serve(
         float, typer.Option(min=0.1, help="seconds between looks for a newer publication")
     ] = 5.0,
     max_body_mib: Annotated[int, typer.Option(min=1, help="largest upload")] = 32,
+    max_megapixels: Annotated[float, typer.Option(min=0.01, help="largest image")] = 32.0,
+    max_k: Annotated[
+        int, typer.Option("--max-k", min=1, max=10_000, help="most neighbours")
+    ] = 1_000,
     max_queue: Annotated[int, typer.Option(min=1, help="searches at once before 429")] = 64,
     ray: Annotated[
         str | None,
@@ -52,7 +56,12 @@ def serve(
         port=port,
         token=read_token(token_file),
         poll_s=poll,
-        limits=Limits(body_bytes=max_body_mib << 20, queue=max_queue),
+        limits=Limits(
+            body_bytes=max_body_mib << 20,
+            pixels=round(max_megapixels * 1e6),
+            k=max_k,
+            queue=max_queue,
+        ),
     )
     if replicas > 1 and ray is None:
         raise Refused(f"--replicas {replicas} is for Ray Serve: add --ray local, auto or a URL")

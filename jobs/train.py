@@ -24,6 +24,7 @@ class TrainFlags:
     """What a training can be told; the fields of `eqmodel.training.TrainConfig`."""
 
     group: Annotated[str, typer.Option(help="c1, c4, d4, c12 or d12")] = "d4"
+    arch: Annotated[str, typer.Option(help="dense, or octic: built for speed")] = "dense"
     readout: Annotated[str, typer.Option(help="gram, bispectrum, mean, max, rms or attention")] = (
         "gram"
     )
@@ -59,7 +60,11 @@ class TrainFlags:
         int | None, typer.Option(min=1, help="images shown in all; sets the epochs")
     ] = None
     bfloat16: Annotated[
-        bool, typer.Option("--bfloat16", help="train in bfloat16; the checkpoint is float32")
+        bool,
+        typer.Option(
+            "--bfloat16",
+            help="train in bfloat16 where the device has it; the checkpoint is float32",
+        ),
     ] = False
     seed: Annotated[int, typer.Option(help="of the choice of images and of the training")] = 0
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu"

@@ -7,10 +7,12 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from pipelines.embed import ShardWork
+from pipelines.failures import Failure
 from pipelines.shards import Shard
 from pipelines.table import KnownFile
 
 DEATHS_BEFORE_QUARANTINE = 2
+REFUSED_BEFORE_THE_END = 3
 FIRST_BACKOFF_S = 0.5
 LONGEST_BACKOFF_S = 30.0
 
@@ -24,12 +26,13 @@ class Task:
     handed_out: int = 0
     attempts: int = 0
     deaths: int = 0
+    halvings: int = 0
     not_before: float = 0.0
 
     @property
-    def quarantined(self) -> bool:
-        """True once two workers died with it."""
-        return self.deaths >= DEATHS_BEFORE_QUARANTINE
+    def quarantine(self) -> int:
+        """1 once two workers died with it, 2 after more: see ``ShardWork``."""
+        return min(2, max(0, self.deaths - DEATHS_BEFORE_QUARANTINE + 1))
 
 
 class Dispatch:
@@ -51,6 +54,7 @@ class Dispatch:
         self._tasks = {shard.source: Task(shard, previous) for shard, previous in shards}
         self._pending = deque(sorted(self._tasks, key=self._by_size))
         self._running: set[str] = set()
+        self._refused_in_a_row = 0
         self.done: set[str] = set()
         self.failures: dict[str, str] = {}
         self.replan: set[str] = set()
@@ -70,11 +74,15 @@ class Dispatch:
         """True when nothing waits and nothing runs."""
         return not self._pending and not self._running
 
-    def next(self, now: float) -> ShardWork | None:
-        """The next shard that is due, None when there is none at this time (seconds)."""
+    def next(self, now: float, beside: bool = False) -> ShardWork | None:
+        """The next shard that is due, None when there is none at this time (seconds).
+
+        ``beside`` another one in the same worker: none of the quarantine, which a death of that
+        worker counts against.
+        """
         for _ in range(len(self._pending)):
             task = self._tasks[self._pending[0]]
-            if task.not_before <= now:
+            if task.not_before <= now and not (beside and task.quarantine):
                 return self._hand_out(self._pending.popleft())
             self._pending.rotate(-1)
         return None
@@ -83,11 +91,16 @@ class Dispatch:
         """A receipt for it was believed."""
         self._running.discard(source)
         self.done.add(source)
+        self._refused_in_a_row = 0
 
-    def fail(self, source: str, reason: str, now: float) -> None:
-        """It raised, or made no progress until the deadline: an attempt."""
+    def fail(self, source: str, reason: str, now: float, smaller: bool = False) -> None:
+        """It raised, or made no progress until the deadline: an attempt.
+
+        ``smaller``: for want of memory, so that it is tried again with half the batch.
+        """
         task = self._tasks[source]
         task.attempts += 1
+        task.halvings += smaller
         self._running.discard(source)
         if task.attempts >= self._max_attempts:
             self.failures[source] = f"{reason} ({task.attempts} attempts)"
@@ -95,13 +108,26 @@ class Dispatch:
         task.not_before = now + min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2**task.attempts)
         self._pending.append(source)
 
+    def refuse(self, failure: Failure, source: str) -> Failure | None:
+        """Access to it was denied: it is given up at once. What ends the run when access was denied
+        to several in a row, which is then no matter of the object.
+        """
+        self._running.discard(source)
+        self.failures[source] = failure.message
+        self._refused_in_a_row += 1
+        if self._refused_in_a_row < REFUSED_BEFORE_THE_END:
+            return None
+        return Failure("fatal", failure.message)
+
     def die(self, source: str, now: float) -> None:
         """The worker that had it died; says nothing against the shard, outside quarantine."""
         task = self._tasks[source]
-        if task.quarantined:
+        quarantined = task.quarantine > 0
+        task.deaths += 1
+        task.halvings += 1
+        if quarantined:
             self.fail(source, "its worker died in quarantine", now)
         else:
-            task.deaths += 1
             self.give_back(source)
 
     def give_back(self, source: str) -> None:
@@ -128,8 +154,8 @@ class Dispatch:
             run=self._run,
             attempt=task.handed_out,
             previous=task.previous,
-            batch_size=max(1, self._batch_size >> task.deaths),
-            quarantine=task.quarantined,
+            batch_size=max(1, self._batch_size >> task.halvings),
+            quarantine=task.quarantine,
         )
 
     def _by_size(self, source: str) -> tuple[int, str]:

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines import calibrate, scratch
+from pipelines.allocator import keep_freed_memory
 from pipelines.carried import Carried
 from pipelines.efficiency import Rates
 from pipelines.errors import ModelMismatchError
 from pipelines.faults import faultpoint
+from pipelines.isolated import IsolatedDecoder
 from pipelines.models import checkpoint_of_store
 from pipelines.pacing import Tally, Turn, chunked
 from pipelines.prepare import Prepared, Preparer, fill
@@ -34,14 +36,17 @@ BATCH_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class ShardWork:
-    """One shard to embed: ``previous`` is its file in the table, when it has changed."""
+    """One shard to embed: ``previous`` is its file in the table, when it has changed.
+
+    ``quarantine``: 1, its images are decoded in a child process; 2, embedded there one at a time.
+    """
 
     shard: Shard
     run: str
     attempt: int
     previous: KnownFile | None = None
     batch_size: int = 256
-    quarantine: bool = False
+    quarantine: int = 0
 
 
 @dataclass(frozen=True)
@@ -71,8 +76,9 @@ class ShardEmbedder:
     """Embeds shards with one model; ``embed`` may be called from two threads at once.
 
     Then the second shard is fetched and decoded while the first is encoded; the older one has
-    the first call on the encoder. ``progress`` grows with every batch, for the driver's deadline;
-    ``threads`` is what torch may use, the declared CPUs or more when the driver says so.
+    the first call on the encoder. ``progress`` grows with every batch and as bytes come, for the
+    driver's deadline; ``threads`` is what torch may use, the declared CPUs or more when the driver
+    says so.
     """
 
     def __init__(self, settings: WorkerSettings, worker: str = "worker") -> None:
@@ -84,6 +90,7 @@ class ShardEmbedder:
         self.embedder = load_embedder(settings, Path(self._place.name))
         self._decoders = ThreadPoolExecutor(settings.threads, thread_name_prefix="decode")
         self._turn, self._steps = Turn(), itertools.count(1)
+        self.input.on_read = self._step  # a shard may be long and hold few images
         self._first: Shard | None = None
         self._kept: list[Sample] = []
 
@@ -124,10 +131,11 @@ class ShardEmbedder:
     def _add_images(self, file: ShardFile, work: ShardWork, carried: Carried, tally: Tally) -> None:
         ticket, damage = self._turn.ticket(), list[Damage]()
         samples = self._samples(work, carried, damage, tally)
-        if work.quarantine:
+        if work.quarantine > 1:
             self._add_in_quarantine(file, work, samples, tally)
         else:
-            for prepared in self._prepared(work, samples, carried, tally):
+            parts = self._decoded_apart if work.quarantine else self._prepared
+            for prepared in parts(work, samples, carried):
                 file.add(self._encoded(prepared, ticket, tally))
                 self._step()
         for found in damage:
@@ -156,7 +164,7 @@ class ShardEmbedder:
             yield found
 
     def _prepared(
-        self, work: ShardWork, samples: Iterator[Sample], carried: Carried, tally: Tally
+        self, work: ShardWork, samples: Iterator[Sample], carried: Carried
     ) -> Iterator[Prepared]:
         """Batches of decoded images in the order of the shard."""
         preparer = Preparer(self.embedder, work.shard.source, self.settings.thumbnail_share)
@@ -176,6 +184,18 @@ class ShardEmbedder:
             if len(ready.encodable) >= enough or not waiting:
                 yield ready
                 ready = Prepared()
+
+    def _decoded_apart(
+        self, work: ShardWork, samples: Iterator[Sample], carried: Carried
+    ) -> Iterator[Prepared]:
+        """The same by a decoder that may crash without harm, one image at a time."""
+        enough = min(batch_size(self.embedder, work.batch_size), 64)
+        with IsolatedDecoder() as child:
+            preparer = Preparer(
+                self.embedder, work.shard.source, self.settings.thumbnail_share, child.decode
+            )
+            for chunk in chunked(samples, enough):
+                yield preparer.prepare(chunk, carried.by_digest)
 
     def _encoded(self, prepared: Prepared, ticket: int, tally: Tally) -> list[Row]:
         import torch
@@ -218,6 +238,7 @@ class ShardEmbedder:
             path=path,
             size=checked.size,
             sha256=checked.sha256,
+            md5=checked.md5,
             num_rows=file.num_rows,
             num_embedded=file.num_embedded,
             num_rejected=file.num_rejected,
@@ -248,6 +269,7 @@ def load_embedder(settings: WorkerSettings, place: Path) -> Embedder:
     from eqmodel import Embedder
 
     faultpoint("worker.load")
+    keep_freed_memory()
     torch.set_num_threads(settings.threads)
     folder = Path(settings.model_folder)
     if not folder.is_dir():

@@ -9,34 +9,36 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 from PIL import Image
 
 from eqmodel.errors import OrbitError
-from pipelines.decode import encode_thumbnail
 from pipelines.errors import NotPublishedError
 from pipelines.index import Sidecar
 from pipelines.originals import read_originals
 from pipelines.pictures import from_pixels, open_picture
 from pipelines.storage import Folder
-from pipelines.table import EmbeddingTable, PublicationRow
+from pipelines.table import EmbeddingTable, PublicationRow, RowGroups
+from pipelines.thumbnails import encode_thumbnail
 from pipelines.turning import Look, look_of
 
-HELD_BYTES, HELD_MADE = 128 << 20, 4_096
-"""Thumbnails held in memory: of the shards used last, and of those made here."""
-_SCHEMA = pa.schema([("key", pa.string()), ("thumbnail", pa.binary())])
+HELD_BYTES, HELD_MADE, HELD_FILES = 128 << 20, 4_096, 256
+"""Held in memory: thumbnails of the row groups used last, those made here, and names of shards."""
+STRIPES = 16
+"""So many shards are read at once; who asks for the same one waits, and finds it read."""
 
 
 class Gallery:
-    """Pictures by row; a shard's thumbnails are read at once, of its Parquet file only the bytes of
-    two columns."""
+    """Pictures by row. Thumbnails are read by row groups: of a shard's Parquet file the bytes of
+    its keys and of the thumbnails of one group, a few megabytes at most."""
 
     def __init__(self, store: Folder, publication: PublicationRow, rows: Sidecar) -> None:
         self._store, self._publication, self._rows = store, publication, rows
         self._lock = threading.Lock()
         self._table: EmbeddingTable | None = None
-        self._held: OrderedDict[str, pa.Table] = OrderedDict()
+        self._reading = [threading.Lock() for _ in range(STRIPES)]
+        self._files: OrderedDict[str, RowGroups | None] = OrderedDict()
+        self._held: OrderedDict[tuple[str, int], pa.ChunkedArray] = OrderedDict()
         self._made: OrderedDict[int, bytes] = OrderedDict()
 
     @property
@@ -60,10 +62,9 @@ class Gallery:
     def stored(self, row: int) -> bytes | None:
         """The thumbnail in the table, None when the image has none."""
         (record,) = self._rows.records([row], ["source", "key"])
-        with self._lock:
-            table = self._of_source(str(record["source"]))
-        place = pc.index(table["key"], record["key"]).as_py()
-        data: bytes | None = table["thumbnail"][place].as_py() if place >= 0 else None
+        source = str(record["source"])
+        with self._reading[hash(source) % STRIPES]:
+            data: bytes | None = self._read(source, str(record["key"]))
         return data
 
     def picture(self, row: int) -> Image.Image | None:
@@ -94,14 +95,34 @@ class Gallery:
         except (OrbitError, OSError):
             return {}
 
-    def _of_source(self, source: str) -> pa.Table:
-        if source not in self._held:
-            batches = list(self.table.batches(["key", "thumbnail"], sources={source}))
-            self._held[source] = pa.Table.from_batches(batches, _SCHEMA if not batches else None)
-            while len(self._held) > 1 and sum(t.nbytes for t in self._held.values()) > HELD_BYTES:
+    def _read(self, source: str, key: str) -> Any:
+        file = self._file(source)
+        place = None if file is None else file.find(key)
+        if file is None or place is None:
+            return None
+        group, row = place
+        with self._lock:
+            held = self._held.get((source, group))
+        if held is None:
+            held = file.read(group, "thumbnail")
+        with self._lock:
+            self._held[source, group] = held
+            self._held.move_to_end((source, group))
+            while len(self._held) > 1 and sum(h.nbytes for h in self._held.values()) > HELD_BYTES:
                 self._held.popitem(last=False)
-        self._held.move_to_end(source)
-        return self._held[source]
+        return held[row].as_py()
+
+    def _file(self, source: str) -> RowGroups | None:
+        with self._lock:
+            known, file = source in self._files, self._files.get(source)
+        if not known:
+            file = self.table.row_groups(source)
+        with self._lock:
+            self._files[source] = file
+            self._files.move_to_end(source)
+            while len(self._files) > HELD_FILES:
+                self._files.popitem(last=False)
+        return file
 
     def _made_here(self, row: int) -> bytes | None:
         with self._lock:

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
 
 from eqmodel.errors import ChannelError
-from pipelines.decode import decode
 from pipelines.errors import (
     InputError,
     ListingError,
     ModelMismatchError,
+    QuarantineError,
     Rejected,
     StoreError,
 )
+from pipelines.isolated import IsolatedDecoder
 from pipelines.shards import ReadOptions, Sample, Shard, read_shard
 from pipelines.storage import Folder
 from pipelines.table import EmbeddingTable, TableIdentity
@@ -157,6 +160,17 @@ def check_images(
     ChannelError when none of those that decode fits the model; InputError when every shard was
     looked into and there is no image at all.
     """
+    with IsolatedDecoder() as child:  # an image that crashes it must not end the driver
+        _check_images(input_folder, shards, options, embedder, child.decode)
+
+
+def _check_images(
+    input_folder: Folder,
+    shards: Sequence[Shard],
+    options: ReadOptions,
+    embedder: Embedder,
+    decode: Callable[[bytes], NDArray[Any]],
+) -> None:
     refusal: ChannelError | None = None
     seen = 0
     for shard in shards[:PEEKED_SHARDS]:
@@ -167,7 +181,7 @@ def check_images(
             seen += 1
             try:
                 embedder.accepts(decode(sample.data))
-            except Rejected:
+            except (Rejected, QuarantineError):
                 continue
             except ChannelError as error:
                 refusal = refusal or error

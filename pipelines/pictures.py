@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,15 +84,25 @@ def from_pixels(image: NDArray[Any]) -> Image.Image:
 
 
 def apply_pose(picture: Image.Image, pose: Pose) -> Image.Image:
-    """The picture mirrored and turned: exact for quarter turns, else one interpolation."""
+    """The picture mirrored and turned: exact for quarter turns, else one interpolation, in which
+    the ground goes on where the turn uncovers it."""
     if pose.mirror:
         picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     quarters, rest = divmod(pose.angle_degrees % 360, 90)
     if rest:
-        return picture.rotate(pose.angle_degrees, Image.Resampling.BICUBIC)
+        bicubic = Image.Resampling.BICUBIC
+        return picture.rotate(pose.angle_degrees, bicubic, fillcolor=_ground(picture))
     turns = Image.Transpose
     turn = (None, turns.ROTATE_90, turns.ROTATE_180, turns.ROTATE_270)[int(quarters)]
     return picture if turn is None else picture.transpose(turn)
+
+
+def _ground(picture: Image.Image) -> Any:
+    """The median of the border, a value for each channel."""
+    pixels = np.asarray(picture)
+    edge = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    middle = np.median(edge, axis=0).astype(int)
+    return int(middle) if middle.ndim == 0 else tuple(middle.tolist())
 
 
 def fit(picture: Image.Image, side: int, ground: tuple[int, int, int] = (0, 0, 0)) -> Image.Image:
@@ -115,32 +125,6 @@ def webp(picture: Image.Image, quality: int = 70) -> bytes:
 def data_uri(data: bytes, kind: str = "image/webp") -> str:
     """Bytes as a data URI."""
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
-
-
-@dataclass(frozen=True)
-class Sprites:
-    """Pictures packed into one: number i lies in row i // columns, column i % columns."""
-
-    uri: str
-    side: int
-    columns: int
-    num_bytes: int
-
-    def as_dict(self) -> dict[str, Any]:
-        """For the page's script."""
-        return {"uri": self.uri, "side": self.side, "columns": self.columns}
-
-
-def pack(pictures: Sequence[Image.Image | None], side: int, quality: int = 60) -> Sprites:
-    """One WebP of all pictures, each fitted into ``side`` pixels; a gap where there is none."""
-    columns = max(1, int(np.ceil(np.sqrt(len(pictures)))))
-    sheet = Image.new("RGB", (columns * side, max(1, -(-len(pictures) // columns)) * side))
-    for number, picture in enumerate(pictures):
-        if picture is not None:
-            place = (number % columns * side, number // columns * side)
-            sheet.paste(fit(picture, side), place)
-    data = webp(sheet, quality)
-    return Sprites(data_uri(data), side, columns, len(data))
 
 
 def thumbnails(batches: Iterable[pa.RecordBatch], ids: Collection[int]) -> Mapping[int, bytes]:

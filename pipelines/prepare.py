@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eqmodel.errors import Refused
-from pipelines.decode import decode, encode_thumbnail
+from pipelines.decode import decode, quiet_decoders
 from pipelines.errors import Rejected
 from pipelines.faults import faultpoint
 from pipelines.pacing import Seconds
 from pipelines.shard_file import Row, image_id
 from pipelines.shards import Sample
+from pipelines.thumbnails import encode_thumbnail
 
 if TYPE_CHECKING:
     import torch
@@ -56,16 +57,27 @@ class Prepared:
 class Preparer:
     """Turns samples into rows and model input; used by several threads at once."""
 
-    def __init__(self, embedder: Embedder, source: str, thumbnail_share: float) -> None:
-        self._embedder = embedder
+    def __init__(
+        self,
+        embedder: Embedder,
+        source: str,
+        thumbnail_share: float,
+        decoder: Callable[[bytes], NDArray[Any]] | None = None,
+    ) -> None:
+        self._embedder, self._decode = embedder, decoder or decode
         self._source = source
         self._share_of_ids = int(thumbnail_share * 2**63)
 
     def prepare(self, samples: Sequence[Sample], done: Mapping[str, Row]) -> Prepared:
         """Decode and preprocess; what ``done`` holds by digest is carried over, not decoded."""
         faultpoint("worker.decode")
+        with quiet_decoders():
+            return self._prepare(samples, done)
+
+    def _prepare(self, samples: Sequence[Sample], done: Mapping[str, Row]) -> Prepared:
         out = Prepared()
         waiting: list[tuple[Row, NDArray[Any]]] = []
+        waiting_bytes = 0
         for sample in samples:
             row = new_row(sample)
             out.rows.append(row)
@@ -80,16 +92,17 @@ class Preparer:
             image = self._decoded(sample, row, out.seconds)
             if image is not None:
                 waiting.append((row, image))
-            if sum(image.nbytes for _, image in waiting) > MAX_PIXEL_BYTES:
+                waiting_bytes += image.nbytes
+            if waiting_bytes > MAX_PIXEL_BYTES:
                 self._preprocess(waiting, out)
-                waiting = []
+                waiting, waiting_bytes = [], 0
         self._preprocess(waiting, out)
         return out
 
     def _decoded(self, sample: Sample, row: Row, seconds: Seconds) -> NDArray[Any] | None:
         started = time.perf_counter()
         try:
-            image = decode(sample.data)
+            image = self._decode(sample.data)
             row.height, row.width = image.shape[:2]
             self._embedder.accepts(image)
         except (Rejected, Refused) as error:

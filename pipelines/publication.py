@@ -11,20 +11,16 @@ import json
 import secrets
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-import pyarrow as pa
-from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from eqmodel.checkpoint import shipped
 from eqmodel.groups import group
 from pipelines import clusters, drift, scratch
-from pipelines.duplicates import DuplicateOptions, find_duplicates
+from pipelines.duplicates import find_duplicates
 from pipelines.errors import NotPublishedError
 from pipelines.faults import faultpoint
 from pipelines.index import (
@@ -32,30 +28,36 @@ from pipelines.index import (
     Neighbours,
     OrbitIndex,
     Rows,
-    Sidecar,
     file_sha256,
     nearest_others,
 )
-from pipelines.indexing import Indexing, IndexOptions
+from pipelines.indexing import Indexing
 from pipelines.models import checkpoint_of_store
+from pipelines.nights import Before, of_previous, snapshot
 from pipelines.pictures import thumbnails
+from pipelines.publish_options import PublishOptions
 from pipelines.report import (
-    THROUGHPUT,
+    SCHEMA,
     Findings,
     Invariance,
     audit_sample,
     build_document,
+    described,
     draw_map,
     read_rejects,
     render_page,
+    schema,
+    write_plots,
 )
 from pipelines.restore import restore
-from pipelines.shards import ReadOptions
+from pipelines.status_facts import status_facts
 from pipelines.storage import Folder
 from pipelines.table import EmbeddingTable, PublicationLog, PublicationRow, PublishedFile
 
 if TYPE_CHECKING:
     from eqmodel import Embedder
+
+__all__ = ["Progress", "PublishOptions", "publish"]
 
 NEAR = 10
 
@@ -69,49 +71,6 @@ class Progress(Protocol):
 
 def _silent(stage: str, done: int, total: int | None = None, note: str = "") -> None:
     """Progress that nobody looks at."""
-
-
-@dataclass(frozen=True)
-class PublishOptions:
-    """How to publish. ``clusters`` None: chosen; ``recall`` asked for at 10; ``threads`` 0: all.
-
-    ``force`` publishes a version that is live already, and builds its index anew. Without
-    ``go_live`` another model's publication stays live, and this one is a candidate. For
-    ``index_memory`` (bytes), ``index_kind`` and ``index_ray`` see IndexOptions. ``run`` is the
-    summary of the run that embedded (``EmbedSummary.as_dict``), for throughput and efficiency;
-    ``read`` how INPUT's columns are called, for the audit of ``audit_images`` originals.
-    """
-
-    clusters: int | None = None
-    recall: float = 0.99
-    allow_low_recall: bool = False
-    index_memory: int | None = None
-    index_kind: str | None = None
-    index_ray: str | None = None
-    duplicates: DuplicateOptions = field(default_factory=DuplicateOptions)
-    audit_images: int = 256
-    map_points: int = 5_000
-    threads: int = 0
-    seed: int = 0
-    device: str = "cpu"
-    force: bool = False
-    go_live: bool = True
-    read: ReadOptions = field(default_factory=ReadOptions)
-    run: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def index(self) -> IndexOptions:
-        """What the index is told."""
-        return IndexOptions(
-            recall=self.recall,
-            allow_low_recall=self.allow_low_recall,
-            memory=self.index_memory,
-            kind=self.index_kind,
-            rebuild=self.force,
-            ray=self.index_ray,
-            threads=self.threads,
-            seed=self.seed,
-        )
 
 
 def publish(
@@ -167,14 +126,6 @@ def _threads(threads: int) -> Iterator[None]:
     """Bound the threads of FAISS, BLAS and OpenMP; 0 leaves them as they are."""
     with threadpool_limits(threads if threads > 0 else None):
         yield
-
-
-@dataclass(frozen=True)
-class _Before:
-    """What tonight's publication takes from the one before."""
-
-    clusters: clusters.Previous
-    snapshot: drift.Snapshot
 
 
 class _Publishing:
@@ -243,7 +194,7 @@ class _Publishing:
         near: Neighbours,
         embedder: Embedder,
         invariance: Invariance,
-        before: _Before | None,
+        before: Before | None,
     ) -> tuple[Rows, Findings]:
         options, acting = self.options, group(self.table.identity.group)
         self.progress("clustering", 0, len(rows))
@@ -251,6 +202,7 @@ class _Publishing:
             rows.vectors,
             rows.ids,
             rows.table["label"].to_pylist(),
+            method=options.clustering,
             k=options.clusters,
             previous=None if before is None else before.clusters,
             neighbours=near.rows,
@@ -271,7 +223,7 @@ class _Publishing:
             created=self.created,
             identity=self.table.identity,
             table_version=self.table.version,
-            model=_described(embedder),
+            model=described(embedder),
             group=acting,
             counts=self.table.counts(),
             rows=rows,
@@ -282,9 +234,7 @@ class _Publishing:
             duplicates=duplicates,
             rejects=rejects,
             damaged=damaged,
-            drift=drift.compare(
-                None if before is None else before.snapshot, _snapshot(self.id, rows)
-            ),
+            drift=self._drift(rows, before, invariance),
             invariance=invariance,
             map=draw_map(rows, options.map_points, options.seed, options.threads),
             thumbnails=self._thumbnails,
@@ -293,15 +243,23 @@ class _Publishing:
         self.progress("drawing", 1, 1, "the map")
         return rows, found
 
+    def _drift(
+        self, rows: Rows, before: Before | None, invariance: Invariance
+    ) -> Mapping[str, Any]:
+        now = snapshot(self.id, rows)
+        section = drift.compare(None if before is None else before.snapshot, now)
+        redrawn = invariance.redrawn
+        return drift.judged(section, None if redrawn is None else redrawn.section)
+
     def _thumbnails(self, ids: Collection[int]) -> Mapping[int, bytes]:
         return thumbnails(self.table.batches(["image_id", "thumbnail"]), ids)
 
-    def _before(self) -> _Before | None:
+    def _before(self) -> Before | None:
         """The last publication of the same model; None when there is none that can be read."""
         model_id = self.table.identity.model_id
         earlier = [row for row in self.log.rows() if row.model_id == model_id]
         rows = self.indexing.open_previous(earlier[-1]) if earlier else None
-        return None if rows is None else _of_previous(earlier[-1].id, rows)
+        return None if rows is None else of_previous(earlier[-1].id, rows)
 
     def _write(self, rows: Rows, found: Findings) -> dict[str, Any]:
         self.progress("report", 0, 1)
@@ -310,8 +268,9 @@ class _Publishing:
             self.out / "clusters.parquet", rows.ids, found.clustering, found.outlier
         )
         _write_json(self.out / "index.json", found.spec.as_dict())
-        document = build_document(found)
+        document = build_document(found, write_plots(found, self.out))
         _write_json(self.out / "report.json", document)
+        _write_json(self.out / SCHEMA, schema())
         (self.out / "report.html").write_text(render_page(document, found), "utf-8")
         self.progress("report", 1, 1)
         return document
@@ -332,7 +291,7 @@ class _Publishing:
                 table_version=self.table.version,
                 files=(*files, *shared),
                 recall_at_10=float(spec.recall["recall"]),
-                facts=_facts(document, spec),
+                facts=status_facts(document, spec),
                 created=self.created,
             ),
             [file.path for file in shared],
@@ -350,67 +309,6 @@ class _Publishing:
             faultpoint("publish.uploading")
             self.progress("uploading", number, len(paths))
             yield PublishedFile(name, entry.size, file_sha256(path))
-
-
-def _snapshot(name: str, rows: Rows) -> drift.Snapshot:
-    assigned: NDArray[np.int64] = rows.table["cluster"].to_numpy().astype(np.int64)
-    digests = rows.table["digest"].combine_chunks()
-    return drift.Snapshot(name, rows.ids, assigned, digests, _mean(rows.vectors, rows.ids[:0]))
-
-
-def _of_previous(name: str, rows: Sidecar) -> _Before:
-    """The publication before as it was told: images in ascending image_id."""
-    live = np.flatnonzero(rows.alive())
-    ids = rows.ids_of(live)
-    order = live[np.argsort(ids, kind="stable")]
-    ids = np.sort(ids)
-    assigned = rows.cluster_of(order).astype(np.int64)
-    columns = [chunk for part in rows.segments for chunk in part.table["digest"].chunks]
-    digests = pa.chunked_array(columns, pa.string()).take(pa.array(order)).combine_chunks()
-    mean = _mean(rows.vectors, rows.dead)
-    return _Before(
-        clusters.Previous(ids, assigned), drift.Snapshot(name, ids, assigned, digests, mean)
-    )
-
-
-def _mean(vectors: Any, dead: NDArray[np.int64]) -> NDArray[np.float64]:
-    """The mean embedding of all rows but the dead, read piece by piece."""
-    total = np.zeros(vectors.shape[1], np.float64)
-    for start in range(0, len(vectors), 65_536):
-        total += vectors[start : start + 65_536].sum(0, dtype=np.float64)
-    total -= np.asarray(vectors[dead]).sum(0, dtype=np.float64)
-    return total / max(1, len(vectors) - len(dead))
-
-
-def _described(embedder: Embedder) -> dict[str, Any]:
-    names = [entry["name"] for entry in shipped() if entry["model_id"] == embedder.model_id]
-    return {
-        "name": embedder.name or (names[0] if names else None),
-        "group": embedder.group.name,
-        "readout": embedder.readout,
-        "dim": embedder.dim,
-        "image_size": embedder.image_size,
-        "channels": embedder.channels,
-        "precision": embedder.precision,
-    }
-
-
-def _facts(document: Mapping[str, Any], spec: IndexSpec) -> dict[str, Any]:
-    """The figures that ``orbit status`` shows without opening an artifact."""
-    collection, invariance = document["collection"], document["invariance"]
-    counted = ("num_seen", "num_embedded", "num_rejected", "num_damaged_shards", "num_shards")
-    moved = ("num_added", "num_removed", "num_changed", "mean_shift")
-    return {
-        **{name: collection[name] for name in counted},
-        "num_clusters": document["clusters"]["num_clusters"],
-        "num_duplicate_groups": document["duplicates"]["num_groups"],
-        "index_kind": spec.kind,
-        "index": spec.facts(),
-        "invariance_error": invariance.get("invariance_error"),
-        "free_angle_rank1": invariance.get("free_angle_rank1"),
-        **{name: document["efficiency"][name] for name in THROUGHPUT},
-        **{name: document["drift"].get(name) for name in moved},
-    }
 
 
 def _write_json(path: Path, document: Mapping[str, Any]) -> None:

@@ -40,6 +40,9 @@ _NO_CREDENTIALS = {
     "PartialCredentialsError",
     "TokenRetrievalError",
 }
+_EXPIRED = {"ExpiredToken", "InvalidToken", "TokenRefreshRequired", "400"}
+"""S3's codes for a token that is none any more. All come with status 400; a HEAD has no body to
+hold the code, so that it is the number then."""
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 _FINAL = {errno.ENAMETOOLONG, errno.EPERM, errno.ENOSYS, errno.EISDIR, errno.ENOTDIR}
 _reached: set[str] = set()
@@ -84,6 +87,7 @@ def final_error(error: Exception, url: str) -> StorageError | None:
         isinstance(error, PermissionError)
         or status in (401, 403)
         or _names(error) & _NO_CREDENTIALS
+        or _code_of(error) in _EXPIRED
     ):
         return AccessDenied(f"{url}: access denied ({one_line(error)}); check the credentials")
     if is_missing(error):
@@ -120,6 +124,13 @@ def status_of(error: BaseException) -> int | None:
         if isinstance(status, int):
             return status
     return None
+
+
+def _code_of(error: BaseException) -> str | None:
+    """S3's own word for the error, if it is S3's."""
+    responses = (getattr(link, "response", None) for link in _chain(error))
+    found = [r.get("Error", {}).get("Code") for r in responses if isinstance(r, dict)]
+    return str(found[0]) if found else None
 
 
 def one_line(error: BaseException) -> str:

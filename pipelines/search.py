@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from eqmodel.groups import group
 from pipelines.artifacts import ArtifactCache
 from pipelines.errors import KeyNotFoundError, ModelMismatchError, NotPublishedError
 from pipelines.gallery import Gallery
+from pipelines.hits import ANY, Hit, Only
 from pipelines.index import CLUSTERS, IndexSpec, Sidecar, open_index
 from pipelines.models import checkpoint_of_store
 from pipelines.pictures import Pose, from_pixels, poses_of
@@ -29,46 +29,13 @@ if TYPE_CHECKING:
 
     from eqmodel import Embedder
 
+__all__ = ["ANY", "MAX_K", "Hit", "Only", "Searcher"]
+
 MAX_K = 10_000
 CHUNK = 65_536
+_TOLD = ("image_id", "key", "source", "label", "cluster")
 REFINED = 64
 """Of so many hits the turn is looked for on pixels; that of the others is the group's element."""
-
-
-@dataclass(frozen=True)
-class Hit:
-    """One neighbour. ``score`` is the inner product in [-1, 1]; ``pose`` the turn with
-    query = g(hit), None unless asked for."""
-
-    key: str
-    source: str
-    label: str | None
-    score: float
-    image_id: str
-    cluster: int | None
-    pose: dict[str, Any] | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """The JSON of the query verb and of the server: ``pose`` only when it was asked for."""
-        found = dict(vars(self))
-        if self.pose is None:
-            del found["pose"]
-        return found
-
-
-@dataclass(frozen=True)
-class Only:
-    """Which images count: those with a label, of a source, in a cluster; None: any."""
-
-    label: str | None = None
-    source: str | None = None
-    cluster: int | None = None
-
-    def __bool__(self) -> bool:
-        return self != Only()
-
-
-ANY = Only()
 
 
 class Searcher:
@@ -292,7 +259,7 @@ class Searcher:
                 pose=None if poses is None else poses[place].as_dict(),
             )
             for place, (record, score) in enumerate(
-                zip(self.rows.records(rows.tolist()), scores, strict=True)
+                zip(self.rows.records(rows.tolist(), _TOLD), scores, strict=True)
             )
         ]
 

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipelines.errors import ShardFileError
+from pipelines.etags import md5
 from pipelines.table import SCHEMA
 
 ROWS_PER_GROUP = 4096
@@ -41,11 +42,12 @@ class Row:
 
 @dataclass(frozen=True)
 class CheckedFile:
-    """A closed file that was read back: its size, digest and rows are what the disk says."""
+    """A closed file that was read back: its size, digests and rows are what the disk says."""
 
     path: Path
     size: int
     sha256: str
+    md5: str
     num_rows: int
 
 
@@ -105,9 +107,13 @@ class ShardFile:
             raise ShardFileError(
                 f"{self.path}: {num_rows} rows read back, {self.num_rows} written; check the disk"
             )
+        sha256, quick = hashlib.sha256(), md5()
         with self.path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return CheckedFile(self.path, self.path.stat().st_size, digest, num_rows)
+            while block := file.read(1 << 20):
+                sha256.update(block)
+                quick.update(block)
+        size = self.path.stat().st_size
+        return CheckedFile(self.path, size, sha256.hexdigest(), quick.hexdigest(), num_rows)
 
     def _flush(self) -> None:
         if self._pending:

@@ -119,7 +119,7 @@ def _draw_row(
 
 
 def _draw_caption(pen: _Pen, x: int, y: int, hit: Hit, pose: Pose | None) -> None:
-    pen.text(x, y + 6 * SCALE, f"{hit.score:.4f}", 14, INK, HIT, strong=True)
+    pen.text(x, y + 6 * SCALE, f"{hit.score:.3f}", 14, INK, HIT, strong=True)
     if pose is not None and not pose.identity:
         pen.turn(x + HIT, y + 6 * SCALE, pose)
     named = hit.label if hit.label else hit.source
@@ -168,9 +168,11 @@ class _Pen:
         self._draw.text((x, y), line, font=font, fill=colour, stroke_width=int(strong))
 
     def turn(self, right: int, y: int, pose: Pose) -> None:
-        """The turn in small type at the right, with signs for turn and mirror before it."""
+        """The turn, to a degree, at the right, with signs for turn and mirror before it: beside the
+        score there is room for no more."""
         font = self._font(12)
-        words = f"{pose.angle_degrees:g}°" if pose.angle_degrees % 360 else ""
+        degrees = round(pose.angle_degrees) % 360
+        words = f"{degrees}°" if degrees else ""
         x = right - font.getlength(words)
         self._draw.text((x, y + SCALE), words, font=font, fill=ACCENT)
         if words:

@@ -1,13 +1,15 @@
 """The turn between two pictures, found on their pixels: what a pose code, which knows the elements
 of its group alone, leaves open.
 
-The query is turned back by every degree and compared with the hit and its mirror image, inside the
-disc that a turn leaves in place. All comparisons of a query are one matrix product.
+Both are read along rings around the centre, where a turn is a shift: the query is compared with the
+hit and its mirror image at every degree by one product of Fourier transforms. (Turning the query by
+each degree and comparing pixels finds the same, in 30 ms a query where this takes one.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +19,7 @@ from pipelines.pictures import Pose
 
 SIDE, STEP = 48, 1
 ANGLES = np.arange(0, 360, STEP)
+RADII = np.arange(0.5, SIDE / 2)
 SLACK = 15.0
 """Degrees past half a step of the group, to either side of its element, that are looked at."""
 FAR_BETTER, BETTER = 0.05, 0.003
@@ -53,50 +56,62 @@ def refined(
     ``step`` degrees and mirrors if ``mirrored``. A hit without a look, or a picture without
     contrast, keeps its pose.
     """
-    seen = [place for place, hit in enumerate(hits) if hit is not None]
+    seen = [(place, hit) for place, hit in enumerate(hits) if hit is not None]
     found = list(poses)
-    turned = _turned_back(query)
-    if not seen or turned is None:
+    if not seen:
         return found
-    planes = np.stack([hit for hit in hits if hit is not None]).astype(np.float32)
-    fits = np.stack([_compare(turned, planes), _compare(turned, planes[:, :, ::-1])])
+    rings = _rings(np.stack([query, *(hit for _, hit in seen)]).astype(np.float32))
+    fits = _compare(rings[0], rings[1:])
     if not mirrored:
         fits[1] = -2.0
-    for number, place in enumerate(seen):
+    for number, (place, _) in enumerate(seen):
         if np.isfinite(fits[0, 0, number]):
             found[place] = _chosen(fits[:, :, number], poses[place], step)
     return found
 
 
-def _turned_back(query: Look) -> Plane | None:
-    """(360, S * S): the query turned back by each angle; None where it has no contrast."""
-    picture = Image.fromarray(query)
-    ground = int(np.median(np.concatenate([query[0], query[-1], query[:, 0], query[:, -1]])))
-    bilinear = Image.Resampling.BILINEAR
-    stack = [
-        np.asarray(picture.rotate(-int(angle), bilinear, fillcolor=ground)) for angle in ANGLES
-    ]
-    found = _unit(np.stack(stack).astype(np.float32))
-    return found if np.isfinite(found[0, 0]) else None
-
-
-def _compare(turned: Plane, planes: Plane) -> Plane:
-    """(A, n) and (K, S, S) -> (A, K) correlations; nan for a plane without contrast."""
-    found: Plane = turned @ _unit(planes).T
-    return found
-
-
-def _unit(planes: Plane) -> Plane:
-    """(K, S, S) -> (K, n) inside the disc, mean 0 and length 1; nan without contrast."""
+@cache
+def _where() -> tuple[NDArray[np.int64], Plane]:
+    """Pixels (4, R * A) between which each point of the rings lies, and what each counts."""
+    radii, turns = np.meshgrid(RADII, np.radians(ANGLES), indexing="ij")
     centre = (SIDE - 1) / 2
-    y, x = np.ogrid[:SIDE, :SIDE]
-    inside = (y - centre) ** 2 + (x - centre) ** 2 <= (SIDE / 2) ** 2
-    flat = planes[:, inside]
-    flat = flat - flat.mean(1, keepdims=True)
-    length = np.sqrt((flat * flat).sum(1, keepdims=True))
-    length[length < FLAT * np.sqrt(flat.shape[1])] = np.nan
-    unit: Plane = flat / length
+    x, y = centre + radii * np.cos(turns), centre - radii * np.sin(turns)
+    left, top = np.floor(x).astype(int), np.floor(y).astype(int)
+    places, weights = [], []
+    for down in (0, 1):
+        for right in (0, 1):
+            column = np.clip(left + right, 0, SIDE - 1)
+            row = np.clip(top + down, 0, SIDE - 1)
+            places.append((row * SIDE + column).ravel())
+            weights.append(((1 - abs(x - left - right)) * (1 - abs(y - top - down))).ravel())
+    return np.stack(places), np.stack(weights).astype(np.float32)
+
+
+def _rings(planes: Plane) -> Plane:
+    """(K, S, S) -> (K, R, A), read counter-clockwise, mean 0 and length 1 over the disc; nan for a
+    plane without contrast."""
+    places, weights = _where()
+    flat = planes.reshape(len(planes), -1)
+    rings = sum(flat[:, place] * weight for place, weight in zip(places, weights, strict=True))
+    rings = np.reshape(rings, (len(planes), len(RADII), len(ANGLES)))
+    share = (RADII / RADII.sum() / len(ANGLES)).astype(np.float32)[:, None]  # of the disc's area
+    rings = rings - (rings * share).sum((1, 2), keepdims=True)
+    contrast = np.sqrt((rings * rings * share).sum((1, 2), keepdims=True))
+    contrast[contrast < FLAT] = np.nan
+    unit: Plane = rings * np.sqrt(share) / contrast
     return unit
+
+
+def _compare(query: Plane, hits: Plane) -> Plane:
+    """(R, A) and (K, R, A) -> (2, A, K): correlations with each hit turned by each angle, and with
+    its mirror image; nan where one of them has no contrast."""
+    asked, found = np.fft.rfft(query), np.fft.rfft(hits)
+    sign = (-1.0) ** np.arange(found.shape[2])
+    straight = np.einsum("rf,krf->kf", asked, found.conj())
+    # The mirror image at an angle is the image at 180 degrees less it: conjugate, signs in turn.
+    mirrored = np.einsum("rf,krf->kf", asked, found) * sign
+    fits = np.fft.irfft(np.stack([straight, mirrored]), len(ANGLES))
+    return np.moveaxis(fits, 2, 1).astype(np.float32)
 
 
 def _chosen(fits: Plane, pose: Pose, step: float) -> Pose:

@@ -1,5 +1,6 @@
 """A Ray cluster on this machine, with a token: its nodes are processes of `ray start`."""
 
+import json
 import os
 import secrets
 import shutil
@@ -12,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 RAY = Path(sys.executable).with_name("ray")
 STARTED_S = 120.0
@@ -73,6 +75,27 @@ class RayCluster:
         os.killpg(node.pid, signal.SIGKILL)
         node.wait()
 
+    def workers(self) -> list[str]:
+        """Ids of the nodes that live, without the head."""
+        found = self._ask("/api/v0/nodes")["data"]["result"]["result"]
+        return [n["node_id"] for n in found if n["state"] == "ALIVE" and not n["is_head_node"]]
+
+    def drain(self, node_id: str, seconds: int) -> None:
+        """Say of a node what a cloud says of a spot machine: it is gone in so many seconds."""
+        command = [
+            str(RAY), "drain-node", f"--address={self.gcs}", f"--node-id={node_id}",
+            "--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot",
+            f"--deadline-remaining-seconds={seconds}",
+        ]  # fmt: skip
+        subprocess.run(command, env=self.environment, check=True, timeout=120)
+
+    def _ask(self, path: str) -> Any:
+        request = urllib.request.Request(
+            f"{self.address}{path}", headers={"Authorization": f"Bearer {self.token}"}
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.load(answer)
+
     def close(self) -> None:
         for node in reversed(self._nodes):
             if node.poll() is None:
@@ -85,13 +108,10 @@ class RayCluster:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _until_it_answers(self) -> None:
-        request = urllib.request.Request(
-            f"{self.address}/api/version", headers={"Authorization": f"Bearer {self.token}"}
-        )
         for _ in range(int(STARTED_S * 2)):
             try:
-                with urllib.request.urlopen(request, timeout=5):
-                    return
+                self._ask("/api/version")
+                return
             except (OSError, urllib.error.URLError):
                 time.sleep(0.5)
         self.close()

@@ -27,6 +27,10 @@ AWS = {
 }
 
 
+# Ray runs its workers at niceness 15, so that beside other work they take a minute to load.
+os.environ.setdefault("RAY_worker_niceness", "0")
+
+
 def png(pixels: NDArray[Any]) -> bytes:
     """Pixels (H, W[, 3]) as a PNG."""
     buffer = io.BytesIO()

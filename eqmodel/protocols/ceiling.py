@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +18,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from eqmodel.autoencoder import Autoencoder
+from eqmodel.devices import computes_bfloat16
 from eqmodel.objective import Trunk
 from eqmodel.preprocess import PreprocessSpec, preprocess
 from eqmodel.protocols.draws import Labelled
 from eqmodel.resume import TrainingState
-from eqmodel.settings import TrainConfig, architecture, fitted_to, preprocess_spec
+from eqmodel.settings import (
+    TrainConfig,
+    architecture,
+    as_recorded,
+    fitted_to,
+    preprocess_spec,
+)
 from eqmodel.training import as_inputs, batches, schedule
 from eqmodel.views import JITTERS, random_views
 
@@ -46,9 +53,8 @@ class Classifier(nn.Module):
         self.last = nn.Linear(HIDDEN, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        with torch.autocast(
-            images.device.type, torch.bfloat16, enabled=self.config.bfloat16 and self.training
-        ):
+        reduced = self.config.bfloat16 and self.training and computes_bfloat16(images.device)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=reduced):
             codes = self.trunk.encode(images)
         features = self.read(codes.float())
         return F.relu(self.hidden(self.norm(features / torch.sqrt(features.abs() + 1e-3))))
@@ -98,7 +104,7 @@ def train_with_labels(
     target = torch.from_numpy(y)
     model = Classifier(config, len(classes)).to(config.device)
     optimiser = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=1e-2)
-    state = TrainingState.open(folder, model, optimiser, asdict(config) | {"labels": True})
+    state = TrainingState.open(folder, model, optimiser, as_recorded(config) | {"labels": True})
     while state.share(config, 0.0, 0.0) < 1.0:
         began, loss, seen = time.monotonic(), 0.0, 0
         model.train()

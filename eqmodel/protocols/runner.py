@@ -20,6 +20,7 @@ from eqmodel.protocols import clusterings, probes, results, turning
 from eqmodel.protocols.ceiling import train_with_labels
 from eqmodel.protocols.draws import Draw, Protocol, Source, draw
 from eqmodel.protocols.results import Result
+from eqmodel.settings import as_recorded
 from eqmodel.training import EpochReport, TrainConfig, train
 
 Embed = Callable[[NDArray[np.generic]], NDArray[np.float32]]
@@ -141,7 +142,7 @@ def identity_of(job: Job, drawn: Draw) -> str:
     model = None
     if job.model is not None:
         model = Embedder.load(job.model, verify=False).model_id
-    config = asdict(job.config) if job.config is not None else None
+    config = as_recorded(job.config) if job.config is not None else None
     return results.identity(results.READINGS, job.kind, config, model, drawn.sha256)
 
 
@@ -152,7 +153,7 @@ def represent(job: Job, drawn: Draw, show: Show) -> Representation:
     if job.config is None:
         return Representation(raw_pixels)
     config = job.config
-    fixed = results.identity(asdict(config), drawn.sha256)
+    fixed = results.identity(as_recorded(config), drawn.sha256)
     kind = "ceilings" if job.ceiling else "checkpoints"
     folder = job.out / kind / f"{job.protocol.drawn}-{job.recipe}-{job.seed}-{fixed[:8]}"
     if job.ceiling:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 from collections.abc import Sequence
@@ -13,9 +14,10 @@ from pipelines.errors import SettingsError
 NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 MAX_NAME = 33
 """KubeRay takes RayJob names of 47 characters; -YYYYmmdd-HHMM are 14 of them."""
-QUANTITY = re.compile(r"\d+(\.\d+)?([KMGTPE]i?|m)?")
+QUANTITY = re.compile(r"(\d+(?:\.\d+)?)([kMGTPE]|[KMGTPE]i|m)?")
+EMBEDDING = ("run", "embed")
+"""Verbs whose Ray workers may come and go."""
 IMAGE = re.compile(r"[\w.\-/:@]+")
-SECRET_URL = re.compile(r"://[^/\s@]*:[^/\s@]*@")
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,34 @@ class Size:
         if not 0 <= lower <= upper or upper < 1:
             raise SettingsError(f"--pods {workers}: MIN[:MAX] is expected, as in 2 or 0:8")
         return cls(cpus, memory, gpus, lower, upper)
+
+    @property
+    def whole_cpus(self) -> int:
+        """CPUs that a Ray worker may count on: whole ones, one at least."""
+        return max(1, int(amount(self.cpus)))
+
+    @property
+    def mebibytes(self) -> int:
+        """The memory as schedulers of machines take it, rounded up."""
+        return math.ceil(amount(self.memory) / (1 << 20))
+
+    @property
+    def grows(self) -> bool:
+        """Whether workers come and go with the work."""
+        return self.max_workers > self.min_workers
+
+
+def amount(quantity: str) -> float:
+    """The number that a Kubernetes quantity stands for: 8Gi, 2k, 500m."""
+    found = QUANTITY.fullmatch(quantity)
+    if found is None:
+        raise SettingsError(f"'{quantity}': a quantity such as 4 or 8Gi is expected")
+    number, unit = float(found[1]), found[2] or ""
+    if unit == "m":
+        return number / 1000
+    return number * float(
+        (1024 if unit.endswith("i") else 1000) ** " KMGTPE".index(unit[:1].upper() or " ")
+    )
 
 
 @dataclass(frozen=True)
@@ -92,7 +122,7 @@ class ScheduledJob:
         ):
             if re.search(r"[\s\"'\\%$]", value):
                 raise SettingsError(f"{flag} '{value}': no spaces, quotes, \\, % or $ are expected")
-        no_secrets(self.command)
+        printable(self.command)
 
     @property
     def words(self) -> str:
@@ -106,22 +136,32 @@ class ScheduledJob:
 
     def on_cluster(self, takes_ray: bool) -> ScheduledJob:
         """The same job on the Ray cluster that is started for it."""
-        if not takes_ray or any(word.split("=")[0] == "--ray" for word in self.command):
+        if not takes_ray or self._says("--ray"):
             return self
-        return replace(self, command=(*self.command, "--ray", "auto"))
+        return replace(self, command=(*self.command, *self._growing(), "--ray", "auto"))
+
+    def _growing(self) -> tuple[str, ...]:
+        """A cluster grows by what is asked of it: one worker for each pod that may come."""
+        size = self.size
+        if not size.grows or self._says("--workers") or self.command[0] not in EMBEDDING:
+            return ()
+        flags = {
+            "--workers": f"{max(1, size.min_workers)}:{size.max_workers}",
+            "--cpus-per-worker": str(size.whole_cpus),
+            "--gpus-per-worker": str(size.gpus) if size.gpus else "",
+        }
+        said = {flag: value for flag, value in flags.items() if value and not self._says(flag)}
+        return tuple(word for pair in said.items() for word in pair)
+
+    def _says(self, flag: str) -> bool:
+        return any(word.split("=")[0] == flag for word in self.command)
 
 
-def no_secrets(words: Sequence[str]) -> None:
-    """SettingsError for a URL with a password in it (arguments are seen by everybody), and for
-    control characters."""
+def printable(words: Sequence[str]) -> None:
+    """SettingsError for control characters."""
     for word in words:
         if not word.isprintable():
             raise SettingsError(
                 f"argument {word!r} holds a line break or another control character, which no "
                 "scheduler's file takes"
-            )
-        if SECRET_URL.search(word):
-            raise SettingsError(
-                "an argument holds a URL with a password, which process lists and logs would show; "
-                "put credentials into the environment (--env-file, --secret)"
             )

@@ -71,7 +71,7 @@ def ray_cron_job(job: ScheduledJob) -> str:
 
 def ray_job(job: ScheduledJob) -> Manifest:
     """One run on a Ray cluster of its own, with token authentication."""
-    autoscaled = job.size.max_workers > job.size.min_workers
+    autoscaled = job.size.grows
     cluster: Manifest = {
         "rayVersion": job.ray_version,
         "authOptions": {"mode": "token"},
@@ -91,6 +91,8 @@ def ray_job(job: ScheduledJob) -> Manifest:
             }
         ],
     }
+    if autoscaled:
+        cluster["autoscalerOptions"] = _autoscaler()
     spec = {
         "entrypoint": job.entrypoint,
         # The operator hands the entrypoint on as it is; a submitter pod would quote it again.
@@ -185,22 +187,32 @@ def _ray_pod(job: ScheduledJob, part: str, autoscaled: bool) -> Manifest:
             {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "1Gi"}},
         ],
     }
-    if autoscaled:  # the operator gives the head an account that may scale its own cluster
-        del spec["serviceAccountName"], spec["automountServiceAccountToken"]
+    if autoscaled:  # the operator lets this account scale its cluster, for which it needs a token
+        spec["automountServiceAccountToken"] = True
     if gpus:
         spec["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists"}]
     return {"metadata": {"labels": _labels(job, "ray")}, "spec": spec}
 
 
-def _container(job: ScheduledJob, name: str) -> Manifest:
+def _autoscaler() -> Manifest:
+    """The container that the operator puts beside the head; as it makes it by itself, a namespace
+    that asks for hardened pods would refuse it, and it could not write its log."""
     return {
-        "name": name,
-        "image": job.image,
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        },
+        "securityContext": _container_security(),
+        "resources": _resources("500m", "512Mi", 0),
+        "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
+    }
+
+
+def _container(job: ScheduledJob, name: str) -> Manifest:
+    return {"name": name, "image": job.image, "securityContext": _container_security()}
+
+
+def _container_security() -> Manifest:
+    return {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
     }
 
 

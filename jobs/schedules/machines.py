@@ -53,10 +53,16 @@ KillMode=mixed
 TimeoutStopSec=60
 Nice=10
 NoNewPrivileges=yes
+CapabilityBoundingSet=
 ProtectSystem=full
 ProtectKernelTunables=yes
+ProtectKernelModules=yes
+ProtectKernelLogs=yes
 ProtectControlGroups=yes
 RestrictSUIDSGID=yes
+RestrictNamespaces=yes
+RestrictRealtime=yes
+LockPersonality=yes
 PrivateTmp=yes
 """
     calendars = "".join(f"OnCalendar={line}\n" for line in job.times.calendars())
@@ -91,9 +97,9 @@ def systemd_text(text: str) -> str:
 def slurm(job: ScheduledJob) -> str:
     """A batch script: one Ray over the nodes of the job, token on, then the command on it."""
     size, minutes = job.size, -(-job.deadline_s // 60)
-    memory = re.sub(r"i$", "", size.memory)
     gpus = f"#SBATCH --gpus-per-node={size.gpus}\n" if size.gpus else ""
-    source = f"set -a; . {shlex.quote(job.env_file)}; set +a\n" if job.env_file else ""
+    file = shlex.quote(job.env_file or "")
+    source = f"# shellcheck source=/dev/null\nset -a; . {file}; set +a\n" if job.env_file else ""
     python = shlex.quote(re.sub(r"orbit$", "python", job.program))
     ray = shlex.quote(re.sub(r"orbit$", "ray", job.program))
     command = shlex.join(job.command)
@@ -108,7 +114,7 @@ def slurm(job: ScheduledJob) -> str:
 #SBATCH --nodes={size.max_workers}
 #SBATCH --ntasks-per-node=1
 #SBATCH --cpus-per-task={size.cpus}
-#SBATCH --mem={memory}
+#SBATCH --mem={size.mebibytes}M
 {gpus}#SBATCH --time={minutes}
 #SBATCH --signal=B:TERM@60
 #SBATCH --output={job.name}-%j.log

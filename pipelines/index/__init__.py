@@ -15,10 +15,12 @@ from pipelines.index.rows import (
     collect,
     collected_columns,
     file_sha256,
+    files_sha256,
     with_etags,
 )
 from pipelines.index.searching import OrbitIndex
-from pipelines.index.sidecar import Segment, Sidecar
+from pipelines.index.segment import Segment
+from pipelines.index.sidecar import Sidecar
 from pipelines.index.spec import CLUSTERS, TRAINED, IndexSpec
 from pipelines.index.storing import open_index
 from pipelines.index.update import (
@@ -57,6 +59,7 @@ __all__ = [
     "decide",
     "exact_top",
     "file_sha256",
+    "files_sha256",
     "find_change",
     "fold_index",
     "held_out_rows",

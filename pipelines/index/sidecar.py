@@ -20,88 +20,8 @@ from numpy.typing import NDArray
 
 from pipelines.errors import ArtifactError
 from pipelines.index.rows import ROWS_SCHEMA, Rows, plain, with_etags, write_array
+from pipelines.index.segment import Numbers, Segment, Stacked
 from pipelines.index.spec import CLUSTERS, TOMBSTONES, IndexSpec
-
-Numbers = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Segment:
-    """Rows in ascending image_id: a table of ROWS_SCHEMA, vectors (N, d), poses (N, p)."""
-
-    table: pa.Table
-    vectors: NDArray[np.float32]
-    poses: NDArray[np.int8]
-
-    @classmethod
-    def open(cls, folder: Path, names: tuple[str, str, str]) -> Segment:
-        """Map the three files. ArtifactError when one cannot be read."""
-        try:
-            with pa.memory_map(str(folder / names[0])) as file:
-                table = pa.ipc.open_file(file).read_all()
-            vectors = np.load(folder / names[1], mmap_mode="r", allow_pickle=False)
-            poses = np.load(folder / names[2], mmap_mode="r", allow_pickle=False)
-        except (pa.ArrowInvalid, ValueError, EOFError) as error:
-            raise ArtifactError(
-                f"the rows beside the index cannot be read ({error}); publish again"
-            ) from error
-        return cls(table, vectors, poses)
-
-    @classmethod
-    def of(cls, rows: Rows) -> Segment:
-        """Rows that were gathered just now."""
-        return cls(rows.table, rows.vectors, rows.poses)
-
-    def __len__(self) -> int:
-        return int(self.table.num_rows)
-
-    @cached_property
-    def ids(self) -> Numbers:
-        """(N,) int64, ascending."""
-        numbers: Numbers = self.table["image_id"].to_numpy()
-        return numbers
-
-    def emptied(self) -> Segment:
-        """The same without a row."""
-        return Segment(self.table[:0], self.vectors[:0], self.poses[:0])
-
-    def rows_of(self, ids: Numbers) -> Numbers:
-        """Row numbers of image_ids of any shape; -1 where there is no such image."""
-        if not len(self):
-            return np.full_like(ids, -1)
-        place = np.minimum(np.searchsorted(self.ids, ids), len(self) - 1)
-        found: Numbers = np.where(self.ids[place] == ids, place, -1)
-        return found
-
-
-@dataclass(frozen=True)
-class Stacked:
-    """An array of the base and one of the delta, read as one by row numbers or in slices."""
-
-    parts: tuple[NDArray[Any], NDArray[Any]]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(N, width)."""
-        return (len(self), *self.parts[0].shape[1:])
-
-    def __len__(self) -> int:
-        return len(self.parts[0]) + len(self.parts[1])
-
-    def __getitem__(self, rows: Any) -> NDArray[Any]:
-        base, delta = self.parts
-        if isinstance(rows, slice):
-            start, stop, step = rows.indices(len(self))
-            if step == 1 and stop <= len(base):
-                return base[start:stop]
-            rows = np.arange(start, stop, step)
-        rows = np.asarray(rows)
-        if not rows.ndim:
-            return self[rows[None]][0]  # type: ignore[no-any-return]
-        made = np.empty((len(rows), *base.shape[1:]), base.dtype)
-        old = rows < len(base)
-        made[old], made[~old] = base[rows[old]], delta[rows[~old] - len(base)]
-        return made
 
 
 @dataclass(frozen=True)
@@ -262,9 +182,8 @@ class Sidecar:
         found: list[dict[str, Any]] = [{}] * len(wanted)
         for start, segment in self._placed():
             mine = np.flatnonzero((wanted >= start) & (wanted < start + len(segment)))
-            table = segment.table if columns is None else segment.table.select(list(columns))
             for place, record in zip(
-                mine.tolist(), _taken(table, wanted[mine] - start), strict=True
+                mine.tolist(), segment.records(wanted[mine] - start, columns), strict=True
             ):
                 found[place] = record
         if self.clusters is not None and (columns is None or "cluster" in columns):
@@ -300,11 +219,3 @@ class Sidecar:
             write_array(folder / "vectors.npy", self.vectors, order),
             write_array(folder / "poses.npy", self.poses, order),
         )
-
-
-def _taken(table: pa.Table, rows: Numbers) -> list[dict[str, Any]]:
-    """Rows of a mapped table; only the pieces that hold one of them are looked into."""
-    if not len(rows):
-        return []
-    taken: list[dict[str, Any]] = table.take(pa.array(rows)).to_pylist()
-    return taken

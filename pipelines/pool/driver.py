@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from pipelines.failures import Failure
 from pipelines.layout import Layout
 from pipelines.pool.actor import Ready
 from pipelines.pool.growth import node_is_lost
-from pipelines.pool.slots import Slot
+from pipelines.pool.slots import Slot, answered
 from pipelines.table import Receipt
 
 POLL_S = 0.2
@@ -42,7 +42,9 @@ _LOGGER = logging.getLogger(__name__)
 class PoolSettings:
     """``deadline_s``: seconds without any progress after which a worker counts as stuck.
 
-    ``workers`` tells how many actors there may be now, where that changes (``growth.py``).
+    ``workers`` tells how many actors there may be now, ``leaving`` on which nodes nothing new is to
+    begin, where that changes (``growth.py``). ``expect`` is told all receipts of one look before
+    they are handed on one by one.
     """
 
     layout: Layout
@@ -50,6 +52,8 @@ class PoolSettings:
     deadline_s: float = 300.0
     run: str = "run"
     workers: Callable[[], int] | None = None
+    leaving: Callable[[], Collection[str]] = tuple
+    expect: Callable[[Sequence[Receipt]], None] = lambda receipts: None
 
 
 class Pool:
@@ -91,6 +95,7 @@ class Pool:
         """Work until nothing is left or ``stop`` is true; returns a Failure that ended the run."""
         while not dispatch.finished and not self._stop():
             now = time.monotonic()
+            self._let_go()
             self._start_missing(dispatch, now)
             self._hand_out(dispatch, now)
             self._share_threads(dispatch)
@@ -128,20 +133,36 @@ class Pool:
         name = f"worker-{next(self._numbers)}"
         return Slot.start(name, self._settings.layout, self._settings.worker, now)
 
+    def _let_go(self) -> None:
+        """A worker on a node that is drained gets no more shards, and ends when it has none."""
+        going = self._settings.leaving()
+        for slot in [slot for slot in self._slots if slot.there and slot.there.node in going]:
+            if not slot.leaving:
+                _LOGGER.info("%s leaves: its node is drained", slot.name)
+            slot.leaving = True
+            if slot.ready is not None and not slot.works:
+                slot.kill()
+                self._slots.remove(slot)
+
     # -- handing out --------------------------------------------------------------------------
 
     def _hand_out(self, dispatch: Dispatch, now: float) -> None:
-        """One shard for each idle worker, then one ahead while there is enough for everybody."""
-        ready = [slot for slot in self._slots if slot.ready is not None]
+        """One shard for each idle worker, then one ahead while there is enough for everybody.
+
+        A shard in quarantine has its worker for itself.
+        """
+        ready = [slot for slot in self._slots if slot.ready is not None and not slot.leaving]
         if not ready or not self._gathered(len(ready), now):
             return
         for ahead in (0, 1):
             for slot in ready:
                 if len(slot.works) > ahead or (ahead and dispatch.pending < len(self._slots)):
                     continue
-                work = dispatch.next(now)
+                if any(work.quarantine for work in slot.works.values()):
+                    continue
+                work = dispatch.next(now, beside=bool(slot.works))
                 if work is None:
-                    return
+                    break
                 self._give(slot, work, now)
 
     def _gathered(self, num_ready: int, now: float) -> bool:
@@ -154,6 +175,8 @@ class Pool:
     def _give(self, slot: Slot, work: ShardWork, now: float) -> None:
         if not slot.works:
             slot.changed_at = now
+        if work.quarantine:
+            _LOGGER.info("%s goes to quarantine %d", work.shard.source, work.quarantine)
         if self.first_handed_out is None:
             self.first_handed_out = now
         slot.works[slot.actor.embed.remote(work)] = work
@@ -183,19 +206,16 @@ class Pool:
         if not waiting:
             time.sleep(POLL_S)
             return None
-        done, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=0)
-        if not done:
-            done, _ = ray.wait(list(waiting), num_returns=1, timeout=POLL_S)
-        for ref in done:
+        answers = answered(list(waiting), POLL_S)
+        self._settings.expect([a for a in answers.values() if isinstance(a, Receipt)])
+        for ref, answer in answers.items():
             slot = waiting[ref]
             if slot not in self._slots:
                 continue  # died of an earlier one of these
-            try:
-                result = ray.get(ref)
-            except RayError as error:
-                self._bury(slot, dispatch, str(error), lost=node_is_lost(error))
+            if isinstance(answer, RayError):
+                self._bury(slot, dispatch, str(answer), lost=node_is_lost(answer))
                 continue
-            fatal = self._take(slot, ref, result, dispatch)
+            fatal = self._take(slot, ref, answer, dispatch)
             if fatal is not None:
                 return fatal
         return None
@@ -222,11 +242,13 @@ class Pool:
         elif result.action == "fatal":
             dispatch.give_back(source)
             return result
+        elif result.action == "refused":
+            return dispatch.refuse(result, source)
         elif result.action == "replan":
             dispatch.changed(source)
         else:
             _LOGGER.info("%s: %s", source, result.message)
-            dispatch.fail(source, result.message, now)
+            dispatch.fail(source, result.message, now, result.smaller)
         return None
 
     # -- ends ---------------------------------------------------------------------------------
@@ -236,8 +258,10 @@ class Pool:
 
         ``lost``: its machine went, which says nothing of the shards it had.
         """
-        _LOGGER.info("%s died: %s", slot.name, why.splitlines()[0] if why else "")
         now = time.monotonic()
+        age, loading = now - slot.started_at, "" if slot.ready else ", while loading"
+        said = why.splitlines()[0] if why else ""
+        _LOGGER.info("%s died after %.2f s%s: %s", slot.name, age, loading, said)
         for work in list(slot.works.values())[::-1]:
             if lost:
                 dispatch.give_back(work.shard.source)

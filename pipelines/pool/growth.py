@@ -13,6 +13,7 @@ from ray.exceptions import ActorDiedError, RayError
 from pipelines.layout import Layout, grown
 
 LOOK_EVERY_S = 3.0
+ASK_S = 5.0
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -21,14 +22,16 @@ class Growth:
 
     On a Ray of our own nothing changes. On a cluster that was joined, machines that come are used,
     up to ``most`` workers; with ``asked`` its autoscaler is told that ``most`` are wanted, for as
-    long as the ``with`` lasts. Workers of machines that go are replaced by the pool as it finds
-    them dead; their actors wait until there is room.
+    long as the ``with`` lasts. Workers of machines that go are replaced by the pool: ``leaving``
+    names the nodes whose end was announced; the others it finds dead. New actors wait until there
+    is room.
     """
 
     def __init__(self, layout: Layout, *, most: int, joined: bool, asked: bool) -> None:
         self.layout = layout
         self._most, self._joined, self._asked = max(1, most), joined, asked and joined
         self._next_look = 0.0
+        self._leaving: frozenset[str] = frozenset()
 
     def __enter__(self) -> Growth:
         if self._asked:
@@ -55,7 +58,12 @@ class Growth:
                     float(there.get("memory", 0.0)),
                     self._most,
                 )
+                self._leaving = draining_nodes()
         return self.layout.workers
+
+    def leaving(self) -> frozenset[str]:
+        """Ids of the nodes that are drained or preempted, as of the last look."""
+        return self._leaving
 
 
 def memory_there() -> float:
@@ -67,6 +75,17 @@ def largest_node() -> float:
     """CPUs of the machine that has the most of them; infinity while none has any."""
     found = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
     return float(max(found, default=0.0)) or math.inf
+
+
+def draining_nodes() -> frozenset[str]:
+    """Ids of the nodes that were announced to go, by their cloud or by an operator."""
+    from ray._private.worker import global_worker
+
+    try:
+        return frozenset(global_worker.gcs_client.get_draining_nodes(timeout=ASK_S))
+    except (AttributeError, RayError, RuntimeError) as error:
+        _LOGGER.info("draining nodes are not known: %s", error)
+        return frozenset()
 
 
 def node_is_lost(error: RayError) -> bool:

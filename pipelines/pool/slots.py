@@ -24,7 +24,8 @@ _LOGGER = logging.getLogger(__name__)
 class Slot:
     """``there`` once its process runs, ``ready`` once its model is loaded, ``works`` what it has.
 
-    ``changed_at`` is when anything was last heard of it (time.monotonic).
+    ``changed_at`` is when anything was last heard of it (time.monotonic). ``leaving`` once its node
+    is drained: it gets no more shards.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Slot:
     works: dict[Any, ShardWork] = field(default_factory=dict)
     seen: int = -1
     asked: Any | None = None
+    leaving: bool = False
 
     @classmethod
     def start(cls, name: str, layout: Layout, worker: WorkerSettings, now: float) -> Slot:
@@ -91,6 +93,21 @@ class Slot:
             task.remote(there.pid)
         except (RayError, ValueError) as error:
             _LOGGER.info("%s could not be ended on its machine: %s", self.name, error)
+
+
+def answered(asked: list[Any], wait_s: float) -> dict[Any, Any]:
+    """What has been answered of ``asked``, each as its result or as the RayError it met; waits for
+    the first one, ``wait_s`` at most."""
+    done, _ = ray.wait(asked, num_returns=len(asked), timeout=0)
+    if not done:
+        done, _ = ray.wait(asked, num_returns=1, timeout=wait_s)
+    found: dict[Any, Any] = {}
+    for ref in done:
+        try:
+            found[ref] = ray.get(ref)
+        except RayError as error:
+            found[ref] = error
+    return found
 
 
 def _answer(asked: Any) -> Any | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from pipelines import clusters, duplicates
 from pipelines.pictures import Pose, poses_of
 from pipelines.report.findings import Findings
+from pipelines.report.outliers import outliers_section, strangest
 
 FORMAT_VERSION = 1
-NEAREST, FARTHEST, OUTLIERS, LABELS = 18, 6, 24, 200
+NEAREST, FARTHEST, LABELS = 18, 6, 200
 _VERSIONS = ("torch", "ray", "faiss-cpu", "faiss-gpu", "deltalake", "pyarrow", "numpy")
 THROUGHPUT = (
     "images_per_s",
@@ -30,18 +31,18 @@ THROUGHPUT = (
 )
 
 
-def build_document(found: Findings) -> dict[str, Any]:
-    """The whole of report.json. Section names are part of the interface."""
+def build_document(found: Findings, plots: Sequence[str] = ()) -> dict[str, Any]:
+    """The whole of report.json, as schema.json describes it; ``plots`` are the files beside it."""
     return {
         "format_version": FORMAT_VERSION,
-        "publication": _publication(found),
+        "publication": _publication(found) | {"plots": list(plots)},
         "collection": _collection(found),
         "clusters": _clusters(found),
         "duplicates": duplicates.report_section(found.duplicates, found.rows),
         "outliers": _outliers(found),
         "rejects": _rejects(found),
         "drift": dict(found.drift),
-        "invariance": dict(found.invariance.section),
+        "invariance": _invariance(found),
         "recall": _recall(found),
         "efficiency": _efficiency(found.run),
     }
@@ -115,9 +116,9 @@ def _named(found: Findings, rows: NDArray[np.int64] | list[int]) -> list[dict[st
 
 
 def _clusters(found: Findings) -> dict[str, Any]:
-    section = clusters.report_section(found.clustering)
+    section = found.clustering.as_dict()
     section["clusters"] = [_cluster(found, cluster) for cluster in found.clustering.clusters]
-    return section | {"map": found.map.as_dict()}
+    return section | {"map": found.map.as_dict(found.rows.ids)}
 
 
 def _cluster(found: Findings, cluster: clusters.Cluster) -> dict[str, Any]:
@@ -139,35 +140,11 @@ def _cluster(found: Findings, cluster: clusters.Cluster) -> dict[str, Any]:
 def _posed(found: Findings, reference: int, rows: NDArray[np.int64]) -> list[dict[str, Any]]:
     poses = member_poses(found, reference, rows)
     named = _named(found, rows)
-    return [
-        record | {"pose": pose.as_dict()} for record, pose in zip(named, poses, strict=True)
-    ]
+    return [record | {"pose": pose.as_dict()} for record, pose in zip(named, poses, strict=True)]
 
 
 def _outliers(found: Findings) -> dict[str, Any]:
-    scores = found.outlier
-    order = np.argsort(-scores, kind="stable")[:OUTLIERS]
-    typical = float(np.median(scores)) if len(scores) else 0.0
-    spread = float(np.median(np.abs(scores - typical))) if len(scores) else 0.0
-    limit = typical + 8 * spread
-    assigned = found.clustering.assigned
-    return {
-        "score": "1 - mean score with the 5 nearest other images",
-        "typical": round(typical, 5),
-        "stands_out_above": round(limit, 5),
-        "num_standing_out": int((scores > limit).sum()) if spread > 0 else 0,
-        "images": [
-            named
-            | {
-                "cluster": int(assigned[row]),
-                "outlier_score": round(float(scores[row]), 5),
-                "reason": f"its 5 nearest score {1 - float(scores[row]):.3f} on average; "
-                f"typical here is {1 - typical:.3f}",
-            }
-            for row, named in zip(order.tolist(), _named(found, order), strict=True)
-            if scores[row] > 1e-6
-        ],
-    }
+    return outliers_section(found, _named(found, strangest(found)))
 
 
 def _rejects(found: Findings) -> dict[str, Any]:
@@ -180,6 +157,12 @@ def _rejects(found: Findings) -> dict[str, Any]:
         "num_damaged_shards": found.counts.num_damaged_shards,
         "damaged_shards": [{"source": r.source, "reason": r.reason} for r in found.damaged],
     }
+
+
+def _invariance(found: Findings) -> dict[str, Any]:
+    redrawn = found.invariance.redrawn
+    told = None if redrawn is None else dict(redrawn.section)
+    return {**found.invariance.section, "reconstruction": told}
 
 
 def _recall(found: Findings) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,15 @@ class Findings:
     map: CollectionMap
     thumbnails: Thumbnails
     run: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def median_sides(self) -> dict[str, int | None]:
+        """The median width and height of the images, None where they are not known."""
+        sides = {name: self.rows.table[name].drop_null().to_numpy() for name in ("width", "height")}
+        return {
+            name: int(np.quantile(values, 0.5, method="nearest")) if len(values) else None
+            for name, values in sides.items()
+        }
 
 
 def read_rejects(

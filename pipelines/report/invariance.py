@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from eqmodel.errors import OrbitError
 from pipelines.index import Rows
 from pipelines.originals import read_originals, spread_sample
+from pipelines.report.redrawn import Redrawn, redraw
 from pipelines.shards import ReadOptions
 from pipelines.table import TableIdentity
 
@@ -26,11 +27,13 @@ otherwise."""
 @dataclass(frozen=True)
 class Invariance:
     """``section`` is report.json's; ``worst`` are row numbers and pixels of the images that move
-    most; ``turned`` (M, d) embeddings of copies under free angles, no rows of the index."""
+    most; ``turned`` (M, d) embeddings of copies under free angles, no rows of the index;
+    ``redrawn``: what the model makes of the images, None where none was looked at."""
 
     section: Mapping[str, Any]
     worst: tuple[tuple[int, NDArray[Any]], ...] = ()
     turned: NDArray[np.float32] | None = field(default=None, repr=False)
+    redrawn: Redrawn | None = field(default=None, repr=False)
 
 
 def audit_sample(
@@ -92,7 +95,8 @@ def _audited(
     section["num_differ_from_stored"] = int((drift > CHANGED).sum())
     angles = torch.from_numpy(np.random.default_rng(seed + 1).uniform(0, 360, len(images)))
     turned = turned_inputs(embedder, embedder.preprocess(images), angles.float())
-    return Invariance(section | {"skipped": None, "model": _promised(embedder)}, worst, turned)
+    section |= {"skipped": None, "model": _promised(embedder)}
+    return Invariance(section, worst, turned, redraw(embedder, rows, found))
 
 
 def _skipped(reason: str, embedder: Embedder) -> Invariance:

@@ -12,7 +12,7 @@ from sklearn.manifold import TSNE
 
 from pipelines.index import Rows
 
-MAX_POINTS, PCA_SAMPLE = 5_000, 20_000
+POINTS, MAX_POINTS, PCA_SAMPLE = 5_000, 20_000, 20_000
 TSNE_DIMENSIONS, TSNE_LEAST = 32, 8
 GRID = 4095
 """Coordinates travel as whole numbers from 0 to GRID: finer than any screen."""
@@ -27,25 +27,27 @@ class CollectionMap:
     layouts: dict[str, NDArray[np.int64]]
     variance: tuple[float, ...]
 
-    def as_dict(self) -> dict[str, Any]:
-        """The ``map`` part of report.json's clusters section: figures only."""
+    def as_dict(self, ids: NDArray[np.int64]) -> dict[str, Any]:
+        """The ``map`` part of report.json's clusters section; ``ids`` are those of all rows."""
         reached = np.asarray(self.variance) >= 0.9
         return {
             "num_points": len(self.shown),
             "layouts": sorted(self.layouts),
             "explained_variance": [round(share, 5) for share in self.variance],
             "components_for_90_percent": int(reached.argmax()) + 1 if reached.any() else None,
+            "points": {
+                "image_id": [str(image_id) for image_id in ids[self.shown].tolist()],
+                **{name: points.tolist() for name, points in sorted(self.layouts.items())},
+            },
         }
 
 
-def draw_map(
-    rows: Rows, points: int = MAX_POINTS, seed: int = 0, threads: int = 0
-) -> CollectionMap:
-    """Lay out at most ``points`` rows, chosen at random; fewer than 3 images have no map."""
+def draw_map(rows: Rows, points: int = POINTS, seed: int = 0, threads: int = 0) -> CollectionMap:
+    """Lay out at most ``points`` rows, chosen at random; fewer than 3 have no map."""
     num = len(rows)
     chance = np.random.default_rng(seed)
     shown = np.sort(chance.choice(num, min(num, points), replace=False)).astype(np.int64)
-    if num < 3:
+    if len(shown) < 3:
         return CollectionMap(shown[:0], {}, ())
     fitted = rows.vectors[np.sort(chance.choice(num, min(num, PCA_SAMPLE), replace=False))]
     spread = float(np.var(fitted, axis=0).sum())

@@ -15,15 +15,13 @@ import pyarrow as pa
 from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
-from pipelines.pictures import Pose, data_uri, from_pixels, open_picture, pack, webp
+from pipelines.drift import FEWEST, draws_worse
+from pipelines.pictures import Pose, data_uri, from_pixels, open_picture, webp
 from pipelines.report.findings import Findings
+from pipelines.report.palette import FAINT, PALETTE, colour_of
+from pipelines.sprites import pack
 
-SPRITE_SIDE = 40
-GROUPS_SHOWN, MEMBERS_SHOWN = 32, 8
-PALETTE = (
-    *("#3b6fb6", "#e8853b", "#3d9a6a", "#c8474c", "#8a63b5", "#17a2b0", "#c9a227", "#d5659a"),
-    *("#7d6b5d", "#7a9a2e", "#6f86f0", "#b8572a", "#2c8a7d", "#a8417c", "#98923a", "#5a6b85"),
-)
+GROUPS_SHOWN, MEMBERS_SHOWN, CARDS_SHOWN = 32, 8, 60
 PLOT_WIDTH, PLOT_HEIGHT = 640, 220
 
 
@@ -37,12 +35,15 @@ def render_page(document: Mapping[str, Any], found: Findings) -> str:
         doc=document,
         pictures=pictures,
         worst=_worst(document, found),
+        redrawn=_redrawn(document, found),
         map=_map(found),
         curve=_curve(document["invariance"]),
         variance=_variance(found.map.variance),
-        palette=PALETTE,
         groups_shown=GROUPS_SHOWN,
         members_shown=MEMBERS_SHOWN,
+        cards_shown=CARDS_SHOWN,
+        fewest=FEWEST,
+        draws_worse=_draws_worse(document["invariance"]),
         script=Markup(script),
         style=Markup(style),
         script_sha256=policy,
@@ -58,7 +59,8 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"num": number, "share": share, "small": small, "pose": _pose}
+    made.filters |= {"num": number, "share": share, "small": small}
+    made.filters |= {"pose": _pose, "colour": colour_of}
     return made
 
 
@@ -110,7 +112,7 @@ def _pictures(document: Mapping[str, Any], found: Findings) -> Iterator[tuple[st
 
 
 def _shown(document: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    for cluster in document["clusters"]["clusters"]:
+    for cluster in document["clusters"]["clusters"][:CARDS_SHOWN]:
         yield cluster["medoid"]
         yield from cluster["nearest"]
         yield from cluster["farthest"]
@@ -124,10 +126,30 @@ def _worst(document: Mapping[str, Any], found: Findings) -> list[dict[str, Any]]
     named = document["invariance"].get("worst", ())
     shown = []
     for record, (_, pixels) in zip(named, found.invariance.worst, strict=True):
-        picture = from_pixels(pixels)
-        picture.thumbnail((96, 96))
-        shown.append({**record, "uri": data_uri(webp(picture, 80))})
+        shown.append({**record, "uri": _drawn(pixels)})
     return shown
+
+
+def _redrawn(document: Mapping[str, Any], found: Findings) -> list[dict[str, Any]]:
+    """What the model was given beside what it drew."""
+    redrawn, told = found.invariance.redrawn, document["invariance"]["reconstruction"]
+    if redrawn is None or told is None:
+        return []
+    return [
+        {**record, "given": _drawn(given), "drawn": _drawn(drawn)}
+        for record, (given, drawn) in zip(told["examples"], redrawn.pairs, strict=True)
+    ]
+
+
+def _drawn(pixels: Any) -> str:
+    picture = from_pixels(pixels)
+    picture.thumbnail((96, 96))
+    return data_uri(webp(picture, 80))
+
+
+def _draws_worse(invariance: Mapping[str, Any]) -> bool:
+    redrawn = invariance["reconstruction"]
+    return redrawn is not None and draws_worse(redrawn)
 
 
 def _map(found: Findings) -> dict[str, Any] | None:
@@ -138,7 +160,7 @@ def _map(found: Findings) -> dict[str, Any] | None:
     rows = found.rows.table.take(pa.array(shown))
     ids = rows["image_id"].to_pylist()
     thumbnails = found.thumbnails(ids)
-    sprites = pack([open_picture(thumbnails.get(i)) for i in ids], SPRITE_SIDE)
+    sprites = pack(lambda: (open_picture(thumbnails.get(i)) for i in ids)) if thumbnails else None
     labels, sources = rows["label"].to_pylist(), rows["source"].to_pylist()
     return {
         "layouts": {name: points.ravel().tolist() for name, points in found.map.layouts.items()},
@@ -148,7 +170,8 @@ def _map(found: Findings) -> dict[str, Any] | None:
         "source": _coded(sources),
         "outlier": [round(float(score), 4) for score in found.outlier[shown]],
         "palette": PALETTE,
-        "sprites": sprites.as_dict() if thumbnails else None,
+        "faint": FAINT,
+        "sprites": None if sprites is None else sprites.as_dict(),
     }
 
 

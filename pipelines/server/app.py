@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -18,11 +17,11 @@ from starlette.responses import JSONResponse
 from eqmodel.errors import ChannelError, OrbitError
 from pipelines.errors import KeyNotFoundError
 from pipelines.search import Only
-from pipelines.server import schema
+from pipelines.server import answers, schema
 from pipelines.server.asking import Asking, Wish
 from pipelines.server.bodies import Bodies, Declined
 from pipelines.server.guard import HEADERS, Guard, Tickets
-from pipelines.server.live import Live, View
+from pipelines.server.live import Live
 from pipelines.server.metrics import Metrics
 from pipelines.server.page import page
 from pipelines.server.published import published_gauges
@@ -85,7 +84,9 @@ def _search_routes(service: Service) -> APIRouter:
     )
     async def search(
         request: Request,
-        k: Annotated[int, Query(description="1 to 1,000 neighbours")] = 10,
+        k: Annotated[int, Query(description="how many, up to the limit in /info")] = min(
+            10, service.limits.k
+        ),
         align: Annotated[bool, Query(description="tell the turn of each")] = False,
         label: Annotated[str | None, Query(description="only images with it")] = None,
         source: Annotated[str | None, Query(description="only images of this shard")] = None,
@@ -99,7 +100,7 @@ def _search_routes(service: Service) -> APIRouter:
         async with service.bodies.query(request) as query:
             view = service.live.view
             hits = await service.asking.neighbours(view, query, wish)
-        return _answer({"neighbours": [hit.as_dict() for hit in hits]}, view)
+        return answers.answer({"neighbours": [hit.as_dict() for hit in hits]}, view)
 
     return router
 
@@ -113,7 +114,9 @@ def _browse_routes(service: Service) -> APIRouter:
     async def item(image_id: str) -> Response:
         """One image of the store."""
         view = service.live.view
-        return _answer(_item(view.record(view.row_of_id(image_id)), detail=True), view)
+        return answers.answer(
+            answers.item(view.record(view.row_of_id(image_id)), detail=True), view
+        )
 
     @router.get(
         "/items/{image_id}/thumbnail",
@@ -126,13 +129,13 @@ def _browse_routes(service: Service) -> APIRouter:
         data = await asyncio.to_thread(view.thumbnail, view.row_of_id(image_id))
         if data is None:
             raise Declined(404, f"image {image_id} has no thumbnail")
-        return _picture(data, request.headers.get("if-none-match", ""))
+        return answers.picture(data, request.headers.get("if-none-match", ""))
 
     @router.get("/clusters", response_model=schema.Clusters)
     async def clusters() -> Response:
         """Every cluster: its size, its medoid, its labels."""
         view = service.live.view
-        return _answer({"clusters": [_cluster(one) for one in view.clusters]}, view)
+        return answers.answer({"clusters": [answers.cluster(one) for one in view.clusters]}, view)
 
     @router.get(
         "/clusters/{cluster}",
@@ -140,7 +143,10 @@ def _browse_routes(service: Service) -> APIRouter:
         responses=schema.refusals(400, 404),
     )
     async def cluster(
-        cluster: int, k: Annotated[int, Query(description="1 to 1,000 members")] = 60
+        cluster: int,
+        k: Annotated[int, Query(description="how many, up to the limit in /info")] = min(
+            60, service.limits.k
+        ),
     ) -> Response:
         """One cluster and the images in it that are nearest to its medoid, turned to match it."""
         _check_k(k, service.limits.k)
@@ -148,8 +154,8 @@ def _browse_routes(service: Service) -> APIRouter:
         found = next((one for one in view.clusters if one["cluster"] == cluster), None)
         if found is None:
             raise Declined(404, f"no cluster {cluster} in publication {view.id}; GET /clusters")
-        members = await asyncio.to_thread(_members, view, found, k)
-        return _answer({**_cluster(found), "members": members}, view)
+        members = await asyncio.to_thread(answers.members, view, found, k)
+        return answers.answer({**answers.cluster(found), "members": members}, view)
 
     return router
 
@@ -158,6 +164,7 @@ def _operation_routes(service: Service) -> APIRouter:
     router = APIRouter()
     html, policy = page()
 
+    @router.head("/", include_in_schema=False)
     @router.get("/", include_in_schema=False)
     async def root() -> Response:
         headers = {"Content-Security-Policy": policy, "Cache-Control": "no-cache"}
@@ -183,6 +190,7 @@ def _operation_routes(service: Service) -> APIRouter:
         """What is served: the publication, the model, the labels, the limits."""
         return _info(service)
 
+    @router.head("/healthz", include_in_schema=False)  # how balancers probe
     @router.get("/healthz")
     async def healthz() -> dict[str, Any]:
         """Whether the server answers; `alarm` tells why a newer publication was refused."""
@@ -243,40 +251,6 @@ def _one_line(error: Exception) -> str:
 def _check_k(k: int, most: int) -> None:
     if not 1 <= k <= most:
         raise Declined(400, f"k = {k}: a number from 1 to {most:,} is expected")
-
-
-def _answer(document: dict[str, Any], view: View) -> JSONResponse:
-    return JSONResponse(document, headers={"X-Orbit-Publication": view.id})
-
-
-def _item(record: dict[str, Any], detail: bool = False) -> dict[str, Any]:
-    found = {
-        "key": record["key"],
-        "source": record["source"],
-        "label": record["label"],
-        "image_id": str(record["image_id"]),
-        "cluster": record["cluster"] if record["cluster"] >= 0 else None,
-    }
-    return found | ({n: record[n] for n in ("width", "height", "digest")} if detail else {})
-
-
-def _cluster(found: dict[str, Any]) -> dict[str, Any]:
-    return {name: found[name] for name in ("cluster", "size", "share", "medoid", "labels")}
-
-
-def _members(view: View, found: dict[str, Any], k: int) -> list[dict[str, Any]]:
-    vector, code = view.stored(view.row_of_id(found["medoid"]["image_id"]))
-    hits = view.neighbours(vector, code, k, Only(cluster=found["cluster"]))
-    return [hit.as_dict() for hit in hits]
-
-
-def _picture(data: bytes, known: str) -> Response:
-    tag = f'"{hashlib.sha256(data).hexdigest()[:32]}"'
-    headers = {"ETag": tag, "Cache-Control": "private, max-age=300"}
-    if tag in [part.strip().removeprefix("W/") for part in known.split(",")]:
-        return Response(status_code=304, headers=headers)
-    kind = "image/webp" if data[:4] == b"RIFF" else "image/png"
-    return Response(data, media_type=kind, headers=headers)
 
 
 def _info(service: Service) -> dict[str, Any]:

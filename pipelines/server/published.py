@@ -5,7 +5,8 @@ A run ends and takes its metrics along; the server stays, and knows what the las
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from pipelines.table import PublicationRow
 
@@ -34,10 +35,33 @@ def published_gauges(row: PublicationRow) -> Iterator[Gauge]:
             "Distance of the mean embedding from the one before, of an embedding's length.",
             facts.get("mean_shift"),
         ),
+        *_drift(facts.get("drift") or {}),
     ]
     for name, words, value in values:
         if value is not None:
             yield f"{prefix}_{name}", "gauge", words, float(value)
+
+
+def _drift(told: Mapping[str, Any]) -> list[tuple[str, str, float | None]]:
+    compared = [
+        told[f"{name}_distance"] / told[f"{name}_threshold"]
+        for name in ("distribution", "arrivals")
+        if told.get(f"{name}_distance") is not None and told.get(f"{name}_threshold")
+    ]
+    unfit = None if "verdict" not in told else float(told["verdict"] == "unfit")
+    return [
+        (
+            "drift_ratio",
+            "Distance of the embeddings from those before, over its threshold.",
+            max(compared, default=None),
+        ),
+        (
+            "unfamiliar_share",
+            "Share of the new images that are like none before.",
+            told.get("unfamiliar_share"),
+        ),
+        ("model_unfit", "1 where the model may no longer fit the data.", unfit),
+    ]
 
 
 def _share(part: float | None, whole: float) -> float | None:

@@ -52,22 +52,60 @@ def _read_local(local: Path, options: ReadOptions) -> Iterator[Sample | Damage]:
             if problem is not None:
                 yield Damage(0, problem)
                 return
-            for record in _records(file, options):
+            for record in _records(file, options, local):
                 yield _sample(record, row, unique, options)
                 row += 1
     except (pa.ArrowException, OSError, ValueError) as error:
         yield Damage(row, f"not a whole Parquet file: {' '.join(str(error).split())[:160]}")
 
 
-def _records(file: pq.ParquetFile, options: ReadOptions) -> Iterator[dict[str, Any]]:
+def _records(file: pq.ParquetFile, options: ReadOptions, local: Path) -> Iterator[dict[str, Any]]:
     """Rows as dictionaries; few at a time where they are large."""
     names = [options.image_column, options.key_column, options.label_column]
     wanted = list(dict.fromkeys(name for name in names if name))
     groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
-    heaviest = max((g.total_byte_size // max(g.num_rows, 1) for g in groups), default=0)
+    heaviest = max((_heaviest_row(group, local) for group in groups), default=0)
     rows = max(1, min(BATCH_ROWS, BATCH_BYTES // max(heaviest, 1)))
     for batch in file.iter_batches(rows, columns=wanted):
         yield from batch.to_pylist()
+
+
+def _heaviest_row(group: Any, local: Path) -> int:
+    """Bytes that a row may unpack to, in memory: the mean, or a value of a dictionary.
+
+    A dictionary holds a value once, however many rows name it: 2 kB of file may be 100 GB of rows.
+    """
+    heaviest = int(group.total_byte_size // max(group.num_rows, 1))
+    for number in range(group.num_columns):
+        column = group.column(number)
+        if column.has_dictionary_page:
+            unpacked = _unpacked(local, column.dictionary_page_offset)
+            heaviest = max(heaviest, column.total_uncompressed_size if unpacked < 0 else unpacked)
+    return heaviest
+
+
+def _unpacked(local: Path, offset: int) -> int:
+    """The unpacked size of the page at ``offset``, by its header, -1 where that is no header.
+
+    In Thrift's compact form: field 1 is the page's type, field 2 this size, each a byte 0x15 and a
+    zigzag varint.
+    """
+    with local.open("rb") as file:
+        file.seek(offset)
+        header = file.read(16)
+    at, numbers = 0, list[int]()
+    for _ in range(2):
+        if header[at : at + 1] != b"\x15":
+            return -1
+        value = shift = 0
+        while (at := at + 1) < len(header):
+            value |= (header[at] & 0x7F) << shift
+            shift += 7
+            if header[at] < 0x80:
+                break
+        at += 1
+        numbers.append(value >> 1)
+    return numbers[1]
 
 
 def _sample(record: dict[str, Any], row: int, unique: UniqueKeys, options: ReadOptions) -> Sample:

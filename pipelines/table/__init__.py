@@ -5,6 +5,7 @@
 atomic commit at a time and read at any version.
 """
 
+from pipelines.table.data_files import RowGroups
 from pipelines.table.embeddings import EmbeddingTable, live_model, models
 from pipelines.table.publications import CANDIDATE, PublicationLog, PublicationRow, PublishedFile
 from pipelines.table.records import (
@@ -35,6 +36,7 @@ __all__ = [
     "PublicationRow",
     "PublishedFile",
     "Receipt",
+    "RowGroups",
     "TableIdentity",
     "file_statistics",
     "live_model",

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 
@@ -87,6 +88,33 @@ def dataset(folder: Folder, paths: Sequence[str], schema: pa.Schema) -> pads.Dat
         format=pads.ParquetFileFormat(default_fragment_scan_options=options),
         filesystem=system,
     )
+
+
+class RowGroups:
+    """One Parquet file of the table, read by row groups: of a group only the columns asked for."""
+
+    def __init__(self, folder: Folder, path: str, schema: pa.Schema) -> None:
+        """TableError when the file is gone or cannot be read."""
+        self._folder = folder
+        with told_in_one_line(folder):
+            (whole,) = dataset(folder, [path], schema).get_fragments()
+            self._parts = whole.split_by_row_group()
+        self._keys: list[pa.ChunkedArray] = []
+
+    def find(self, key: str) -> tuple[int, int] | None:
+        """(group, row in it) of a key, None when the file has none; keys that were read stay."""
+        for group in range(len(self._parts)):
+            if group == len(self._keys):
+                self._keys.append(self.read(group, "key"))
+            place: int = pc.index(self._keys[group], pa.scalar(key, pa.string())).as_py()
+            if place >= 0:
+                return group, place
+        return None
+
+    def read(self, group: int, column: str) -> pa.ChunkedArray:
+        """One column of one row group."""
+        with told_in_one_line(self._folder):
+            return self._parts[group].to_table(columns=[column])[column]
 
 
 @contextmanager

@@ -12,7 +12,8 @@ import pyarrow.dataset as pads
 from pipelines.errors import ConflictError, FormatError, TableError
 from pipelines.shards import Shard
 from pipelines.storage import Folder
-from pipelines.table.data_files import dataset, told_in_one_line
+from pipelines.table.belief import is_there
+from pipelines.table.data_files import RowGroups, dataset, told_in_one_line
 from pipelines.table.log import Change, DeltaLog, NewFile
 from pipelines.table.publications import PublicationLog
 from pipelines.table.records import (
@@ -114,9 +115,8 @@ class EmbeddingTable:
         )
 
     def holds(self, receipt: Receipt) -> bool:
-        """Whether the file that a receipt names is there with the recorded size."""
-        entry = self.folder.stat(receipt.path)
-        return entry is not None and entry.size == receipt.size
+        """Whether the file that a receipt names is there, with the recorded size and digest."""
+        return is_there(self.folder, receipt)
 
     def foreign(self) -> frozenset[str]:
         """Sources that another writer has touched since this handle read the table."""
@@ -173,6 +173,11 @@ class EmbeddingTable:
                 columns=_listed(columns), filter=chosen, batch_size=batch_size
             )
             yield from (batch for batch in scan if batch.num_rows)
+
+    def row_groups(self, source: str) -> RowGroups | None:
+        """The file of a shard, for who wants a few of its rows; None for an unknown source."""
+        file = self._known.get(source)
+        return None if file is None else RowGroups(self.folder, file.path, SCHEMA)
 
     def _dataset(self, sources: Collection[str] | None) -> pads.Dataset:
         wanted = sorted(self._known if sources is None else self._known.keys() & set(sources))

@@ -93,7 +93,8 @@ class Receipt:
     ``num_rows`` are the file's rows, marker rows included; ``num_embedded`` and
     ``num_rejected`` count images; ``num_encoded`` of them went through the network, the rest
     was carried over. ``seconds`` are per phase (fetch, decode, encode, write, upload).
-    Believed only once the file it names is seen with this size (``EmbeddingTable.holds``).
+    Believed only once the file it names is seen with this size and digest
+    (``EmbeddingTable.holds``); ``md5`` spares reading it where the storage tells that.
     """
 
     source: str
@@ -111,6 +112,7 @@ class Receipt:
     pid: int
     in_bytes: int
     seconds: Mapping[str, float] = field(default_factory=dict)
+    md5: str = ""
 
 
 @dataclass(frozen=True)

@@ -69,13 +69,24 @@ function picture(id) {
   return pictures.get(id);
 }
 
+// The ground a picture lies on, from its border: what a turn uncovers looks as if it went on.
+const sheet = new OffscreenCanvas(12, 12).getContext("2d", { willReadFrequently: true });
+function border(image) {
+  sheet.clearRect(0, 0, 12, 12);
+  sheet.drawImage(image, 0, 0, 12, 12);
+  const pixels = sheet.getImageData(0, 0, 12, 12).data;
+  const edge = [...Array(144).keys()].filter((at) => at < 12 || at >= 132 || at % 12 === 0 || at % 12 === 11);
+  const middle = (channel) => edge.map((at) => pixels[4 * at + channel]).sort((a, b) => a - b)[edge.length >> 1];
+  return `rgb(${middle(0)} ${middle(1)} ${middle(2)})`;
+}
+
 function thumb(id, name) {
   const frame = make("span", "thumb");
   const image = make("img");
   image.alt = name;
   image.decoding = "async";
   const blank = () => { image.remove(); if (!frame.firstChild) frame.append(make("span", "blank")); };
-  image.onload = () => image.classList.add("there");
+  image.onload = () => { frame.style.background = border(image); image.classList.add("there"); };
   image.onerror = blank;
   picture(id).then((url) => { image.src = url; }, blank);
   frame.append(image);
@@ -162,6 +173,13 @@ async function members(cluster, signal) {
   return (await (await call(`clusters/${cluster}?k=${$("k").value}`, { signal })).json()).members;
 }
 
+// Fingers drop nothing: they choose a picture, or take one.
+const touch = matchMedia("(hover: none) and (pointer: coarse)").matches;
+function invite() {
+  $("invitation").textContent = touch ? "Show an image" : "Drop an image here";
+  if (touch) { $("how").textContent = ""; $("choose").textContent = "choose or take a picture"; }
+}
+
 function portray(what) {
   const query = $("query");
   if (objectUrl) { URL.revokeObjectURL(objectUrl); objectUrl = null; }
@@ -169,8 +187,8 @@ function portray(what) {
   $("clear").hidden = !what;
   $("picture").hidden = !what;
   for (const one of document.querySelectorAll(".kind")) one.setAttribute("aria-pressed", String(Boolean(what) && Number(one.dataset.cluster) === what.cluster));
-  $("how").textContent = what ? "Drop or paste another, or " : "or paste one, or ";
-  if (!what) { $("invitation").textContent = "Drop an image here"; query.removeAttribute("src"); return; }
+  $("how").textContent = touch ? "" : what ? "Drop or paste another, or " : "or paste one, or ";
+  if (!what) { invite(); query.removeAttribute("src"); return; }
   query.onerror = () => { $("picture").hidden = true; };
   if (what.image) {
     objectUrl = URL.createObjectURL(what.image);
@@ -253,6 +271,9 @@ async function open() {
   const [info, groups] = await Promise.all([call("info"), call("clusters")].map(async (answer) => (await answer).json()));
   facts = { ...info, clusters: groups.clusters };
   $("gate").hidden = true;
+  const most = info.limits.k;
+  for (const one of [...$("k").options]) if (Number(one.value) > most) one.remove();
+  if (!$("k").options.length) $("k").append(new Option(most, most));
   document.title = `${info.name || "Search"} · Orbit`;
   $("name").textContent = info.name || "Search";
   $("about").textContent = `${plural(info.num_images, "image")}${info.num_clusters ? ` in ${plural(info.num_clusters, "cluster")}` : ""}. Show one, and its neighbours are found whatever way up they lie.`;
@@ -263,7 +284,7 @@ async function open() {
   $("none").hidden = Boolean(facts.clusters.length);
   $("kinds").hidden = !facts.clusters.length;
   $("report").hidden = !info.report;
-  $("foot").textContent = `Publication ${info.publication.id} of ${info.publication.created.slice(0, 10)}, model ${info.model.name || info.model.model_id}, group ${info.model.group.toUpperCase()}. / chooses a file, T turns to match, arrows walk the hits, Esc clears.`;
+  $("foot").textContent = `Publication ${info.publication.id} of ${info.publication.created.slice(0, 10)}, model ${info.model.name || info.model.model_id}, group ${info.model.group.toUpperCase()}.`;
   await restore();
 }
 
@@ -307,7 +328,9 @@ function walk(event) {
 }
 const isTyping = (target) => target instanceof Element && target.matches("input:not([type=file]), select, textarea");
 
-$("choose").addEventListener("click", () => $("file").click());
+$("well").addEventListener("click", (event) => {
+  if (event.target.id === "choose" || !asked) $("file").click();
+});
 $("file").addEventListener("change", () => { take($("file").files[0]); $("file").value = ""; });
 $("turn").addEventListener("click", turn);
 $("report").addEventListener("click", follow);
@@ -326,7 +349,8 @@ $("gate").addEventListener("submit", (event) => {
   token = $("token").value.trim();
   try { sessionStorage.setItem("orbit-token", token); } catch { /* kept for this page alone */ }
   $("alert").hidden = true;
-  open().catch(complain);
+  invite();
+open().catch(complain);
 });
 for (const name of ["dragenter", "dragover"]) addEventListener(name, (event) => { event.preventDefault(); $("well").classList.add("over"); });
 for (const name of ["dragleave", "drop"]) addEventListener(name, (event) => { event.preventDefault(); if (name === "drop" || !event.relatedTarget) $("well").classList.remove("over"); });
@@ -348,4 +372,5 @@ addEventListener("keydown", (event) => {
 });
 addEventListener("popstate", () => { if (place()) restore(); else reset(); });
 
+invite();
 open().catch(complain);

@@ -23,24 +23,39 @@
 
   const state = { layout: "tsne" in data.layouts ? "tsne" : "pca", colour: "cluster", only: null, zoom: 1, x: 0.5, y: 0.5, near: -1 };
   let places = Float32Array.from(data.layouts[state.layout], (v) => v / GRID);
-  let colours = [], shown = null, waiting = false, width = 1, height = 1;
+  let colours = [], packed = null, shown = null, waiting = false, width = 1, height = 1;
 
-  const sprites = data.sprites ? new Image() : null;
-  if (sprites) { sprites.onload = () => { draw(); }; sprites.src = data.sprites.uri; }
+  // Thumbnails lie in a few sheets, opened when first looked at.
+  const sheets = [];
+  function sprite(i) {
+    if (!data.sprites) return null;
+    const { uris, side, columns, per_sheet: each } = data.sprites, number = Math.floor(i / each), j = i % each;
+    if (!sheets[number]) {
+      sheets[number] = new Image();
+      sheets[number].onload = () => { draw(); if (state.near >= 0) show(state.near); };
+      sheets[number].src = uris[number];
+    }
+    const sheet = sheets[number];
+    return sheet.complete && sheet.naturalWidth ? { sheet, side, x: (j % columns) * side, y: Math.floor(j / columns) * side } : null;
+  }
 
   const ramp = [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]];
   function onRamp(share) {
     const at = Math.max(0, Math.min(0.9999, share)) * (ramp.length - 1), i = Math.floor(at), f = at - i;
-    return `rgb(${ramp[i].map((v, c) => Math.round(v + (ramp[i + 1][c] - v) * f)).join(",")})`;
+    return ramp[i].map((v, c) => Math.round(v + (ramp[i + 1][c] - v) * f));
   }
-  const palette = data.palette, faint = "#8d8a86";
+  const css = (colour) => `rgb(${colour.join(",")})`;
+  const triple = (hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
+  const palette = data.palette.map(triple), faint = triple(data.faint);
+  const colourOf = (id) => (id < 0 ? faint : palette[id % palette.length]);
+  const called = (id) => (id < 0 ? "in no cluster" : `cluster ${id}`);
 
   // Categories: for each point a number, with names and colours; small categories share one colour.
   function categories() {
     if (state.colour === "cluster") {
       const ids = [...new Set(data.cluster)].sort((a, b) => a - b);
       const place = new Map(ids.map((id, i) => [id, i]));
-      return { codes: data.cluster.map((id) => place.get(id)), names: ids.map(String), colours: ids.map((id) => palette[id % palette.length]) };
+      return { codes: data.cluster.map((id) => place.get(id)), names: ids.map((id) => (id < 0 ? "In no cluster" : `Cluster ${id}`)), colours: ids.map(colourOf) };
     }
     const { names, codes } = data[state.colour];
     const shared = names.length > palette.length;
@@ -48,6 +63,11 @@
   }
 
   function recolour() {
+    choose();
+    packed = Int32Array.from(colours, ([red, green, blue]) => (blue << 16) | (green << 8) | red);
+  }
+
+  function choose() {
     state.only = null;
     legend.replaceChildren();
     if (state.colour === "outlier") {
@@ -57,7 +77,7 @@
       shown = null;
       const scale = document.createElement("div"), bar = document.createElement("div");
       scale.className = "scale"; bar.className = "ramp";
-      bar.style.background = `linear-gradient(90deg, ${[0, 0.25, 0.5, 0.75, 1].map(onRamp)})`;
+      bar.style.background = `linear-gradient(90deg, ${[0, 0.25, 0.5, 0.75, 1].map(onRamp).map(css)})`;
       scale.append(`in company ${low.toFixed(3)}`, bar, `${high.toFixed(3)} alone`);
       legend.append(scale);
       return;
@@ -68,8 +88,8 @@
     for (const code of shown.codes) counts.set(code, (counts.get(code) || 0) + 1);
     shown.names.slice(0, 24).forEach((name, code) => {
       const button = document.createElement("button"), dot = document.createElement("b"), text = document.createElement("span");
-      button.type = "button"; dot.style.background = shown.colours[code];
-      text.textContent = `${state.colour === "cluster" ? "Cluster " : ""}${name}`; text.title = name;
+      button.type = "button"; dot.style.background = css(shown.colours[code]);
+      text.textContent = name; text.title = name;
       button.setAttribute("aria-pressed", "false");
       button.append(dot, text);
       button.addEventListener("click", () => {
@@ -92,29 +112,32 @@
 
   function paint() {
     waiting = false;
+    if (width < 2 || height < 2) return;
     const ratio = devicePixelRatio || 1;
     if (canvas.width !== Math.round(width * ratio) || canvas.height !== Math.round(height * ratio)) {
       canvas.width = Math.round(width * ratio); canvas.height = Math.round(height * ratio);
     }
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
-    context.clearRect(0, 0, width, height);
     const visible = [];
     for (let i = 0; i < num; i++) {
       const x = toX(i), y = toY(i);
       if (x > -30 && y > -30 && x < width + 30 && y < height + 30) visible.push(i);
     }
     const chosen = (i) => state.only === null || shown.codes[i] === state.only;
-    const pictures = sprites && sprites.complete && sprites.naturalWidth && visible.length <= PICTURES && state.zoom > 1.5;
+    const pictures = data.sprites && visible.length <= PICTURES && state.zoom > 1.5;
     const radius = Math.max(1.6, Math.min(5, 90 / Math.sqrt(num))) * Math.min(2, Math.sqrt(state.zoom));
+    const board = context.createImageData(canvas.width, canvas.height), stamp = mask(radius * ratio, canvas.width);
+    const words = new Uint32Array(board.data.buffer), across = board.width, down = board.height;
+    const [w, h] = [wide() * state.zoom * ratio, side() * state.zoom * ratio], [left, top] = [across / 2 - state.x * w, down / 2 - state.y * h];
     for (const pass of [false, true]) {
       for (const i of visible) {
-        if (chosen(i) !== pass) continue;
-        if (pictures && pass) { picture(i); continue; }
-        context.globalAlpha = pass ? 0.82 : 0.1;
-        context.fillStyle = colours[i];
-        context.beginPath(); context.arc(toX(i), toY(i), radius, 0, 7); context.fill();
+        if (chosen(i) !== pass || (pictures && pass && sprite(i))) continue;
+        const column = Math.round(left + places[2 * i] * w), row = Math.round(top + places[2 * i + 1] * h);
+        dot(words, across, down, stamp, column, row, packed[i], pass ? 0.99 : 0.12);
       }
     }
+    context.putImageData(board, 0, 0);
+    if (pictures) for (const i of visible) if (chosen(i)) picture(i);
     context.globalAlpha = 1;
     if (state.near >= 0 && !pictures) {
       context.lineWidth = 2; context.strokeStyle = getComputedStyle(canvas).color;
@@ -122,12 +145,38 @@
     }
   }
 
+  // Dots are blended by hand: twenty thousand arcs take a second where there is no graphics card, this
+  // takes some milliseconds. A mask is the pixels of a dot, as steps from its middle.
+  function mask(radius, across) {
+    const reach = Math.ceil(radius + 0.5), steps = [], cover = [];
+    for (let y = -reach; y <= reach; y++) {
+      for (let x = -reach; x <= reach; x++) {
+        const share = Math.max(0, Math.min(1, radius + 0.5 - Math.hypot(x, y)));
+        if (share > 0.03) { steps.push(y * across + x); cover.push(share); }
+      }
+    }
+    return { reach, steps: Int32Array.from(steps), cover: Float32Array.from(cover) };
+  }
+
+  function dot(words, across, down, { reach, steps, cover }, column, row, colour, alpha) {
+    if (column < reach || row < reach || column + reach >= across || row + reach >= down) return;
+    const middle = row * across + column, red = colour & 255, green = (colour >> 8) & 255, blue = colour >> 16;
+    for (let i = 0; i < steps.length; i++) {
+      const at = middle + steps[i], over = alpha * cover[i], word = words[at];
+      if (word === 0 || over > 0.98) { words[at] = colour | ((255 * over) << 24); continue; }
+      const under = ((word >>> 24) / 255) * (1 - over), whole = over + under, a = over / whole, b = under / whole;
+      words[at] = (red * a + (word & 255) * b) | ((green * a + ((word >> 8) & 255) * b) << 8)
+        | ((blue * a + ((word >> 16) & 255) * b) << 16) | ((255 * whole) << 24);
+    }
+  }
+
   function picture(i) {
-    const { side: cell, columns } = data.sprites, size = Math.min(64, 30 + 4 * Math.log2(state.zoom));
+    const found = sprite(i), size = Math.min(64, 30 + 4 * Math.log2(state.zoom));
+    if (!found) return;
     const x = toX(i) - size / 2, y = toY(i) - size / 2;
     context.globalAlpha = 1;
-    context.drawImage(sprites, (i % columns) * cell, Math.floor(i / columns) * cell, cell, cell, x, y, size, size);
-    context.lineWidth = i === state.near ? 3 : 1.5; context.strokeStyle = colours[i];
+    context.drawImage(found.sheet, found.x, found.y, found.side, found.side, x, y, size, size);
+    context.lineWidth = i === state.near ? 3 : 1.5; context.strokeStyle = css(colours[i]);
     context.strokeRect(x, y, size, size);
   }
 
@@ -145,20 +194,17 @@
     const near = nearest(px, py);
     if (near !== state.near) { state.near = near; draw(); }
     tip.hidden = near < 0;
-    if (near < 0) return;
-    tip.replaceChildren();
-    if (data.sprites) {
-      const { side: cell, columns, uri } = data.sprites, image = document.createElement("i"), scale = 150 / cell;
-      image.style.backgroundImage = `url("${uri}")`;
-      image.style.backgroundSize = `${columns * 150}px auto`;
-      image.style.backgroundPosition = `${-(near % columns) * cell * scale}px ${-Math.floor(near / columns) * cell * scale}px`;
-      tip.append(image);
-    }
-    const title = document.createElement("b"), line = document.createElement("span");
-    title.textContent = data.keys[near];
+    if (near >= 0) show(near);
+  }
+
+  function show(near) {
+    const image = tip.querySelector("canvas"), found = sprite(near), brush = image.getContext("2d");
+    image.hidden = !data.sprites;
+    brush.clearRect(0, 0, image.width, image.height);
+    if (found) brush.drawImage(found.sheet, found.x, found.y, found.side, found.side, 0, 0, image.width, image.height);
+    tip.querySelector("b").textContent = data.keys[near];
     const label = data.label && data.label.codes[near] >= 0 ? `${data.label.names[data.label.codes[near]]} · ` : "";
-    line.textContent = `${label}cluster ${data.cluster[near]}`;
-    tip.append(title, line);
+    tip.querySelector("span").textContent = `${label}${called(data.cluster[near])} · outlier score ${data.outlier[near].toFixed(3)}`;
     const x = toX(near), y = toY(near), box = tip.offsetHeight;
     tip.style.left = `${x + 190 > width ? Math.max(4, x - 186) : x + 14}px`;
     tip.style.top = `${Math.max(4, Math.min(height - box - 4, y - box / 2))}px`;

@@ -4,11 +4,14 @@
 small. autofaiss needs an older numpy than Orbit, so it gets an environment of its own under build/.
 """
 
+import hashlib
 import json
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 
+import pipelines.index
 from pipelines.index import (
     TRAINED,
     Asked,
@@ -32,8 +36,10 @@ from pipelines.index import (
     collect,
     collected_columns,
     file_sha256,
+    files_sha256,
     find_change,
     held_out_rows,
+    open_index,
     update_index,
     with_change,
 )
@@ -84,22 +90,38 @@ class Built:
     index: OrbitIndex
     spec: IndexSpec
     vectors: NDArray[np.float32]
-    seconds: float
     truth: Truth
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    vectors = views(NUM)
-    folder = tmp_path_factory.mktemp("built")
-    num = NUM - NUM // 100
-    began = time.perf_counter()
-    rows, index, spec = build(vectors, range(num), folder)
-    seconds = time.perf_counter() - began
+def built() -> Built:
+    return made_once(NUM)
+
+
+def made_once(num_views: int) -> Built:
+    """The index, kept under build/ as long as the code of the index is what made it."""
+    vectors, num = views(num_views), num_views - num_views // 100
+    folder = BUILD / f"index-{num_views}-{code_of_index()}"
+    if not (folder / "index.json").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        _, _, spec = build(vectors, range(num), folder)
+        (folder / "index.json").write_text(json.dumps(spec.as_dict()), "utf-8")
+    spec = IndexSpec.from_dict(json.loads((folder / "index.json").read_text("utf-8")))
+    sidecar = Sidecar.open(folder, spec)
+    rows = Rows(sidecar.base.table, sidecar.base.vectors, sidecar.base.poses)
+    digests = {"index.faiss": file_sha256(folder / "index.faiss")}
+    index = open_index(folder, digests, spec, sidecar)
     # Queries that tuned nothing: held out, but not those that the index was tuned by.
     held_out = held_out_rows(rows.ids, 4 * NUM_QUERIES, seed=99)[::4]
     truth = find_truth(rows.vectors, np.asarray(rows.vectors[held_out]), held_out)
-    return Built(folder, rows, index, spec, vectors, seconds, truth)
+    return Built(folder, rows, index, spec, vectors, truth)
+
+
+def code_of_index() -> str:
+    """Of the code that makes an index: another code, another index."""
+    files = sorted(Path(pipelines.index.__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
 
 
 def build(
@@ -113,8 +135,7 @@ def build(
     index, spec = build_index(rows, spec, asked, folder / TRAINED)
     index.save(folder / "index.faiss")
     rows.write_ids(folder / "ids.arrow")
-    for path in sorted(folder.iterdir()):
-        file_sha256(path)
+    files_sha256(sorted(folder.iterdir()))
     return rows, index, spec
 
 
@@ -162,7 +183,6 @@ def test_against_exact_search(built: Built) -> None:
             "this index, ms a query in a batch": 1e3 * ours_s,
             "this index, ms a query alone": 1e3 * one_s,
             "times as fast (20 asked)": exact_s / ours_s,
-            "build with gathering, tuning and digests, s": built.seconds,
         },
     )
     assert recall >= 0.99
@@ -178,12 +198,8 @@ def test_against_the_index_that_autofaiss_picks(built: Built) -> None:
         "this index, ms a query": 1e3 * ours_s,
     }
     ratios = []
-    vectors_bytes = int(built.rows.vectors.nbytes)
-    for words, limit in (
-        ("of the index", index_bytes),
-        ("of the index and the mapped embeddings", index_bytes + vectors_bytes),
-    ):
-        told = autofaiss(built, limit)
+    for number, words in enumerate(("of the index", "of the index and the mapped embeddings")):
+        told = autofaiss(built, limit_of(built, number))
         name = f"autofaiss, memory {words}"
         if told is None:
             figures[name] = "makes no index in it"
@@ -198,7 +214,14 @@ def test_against_the_index_that_autofaiss_picks(built: Built) -> None:
             ratios.append(seconds / ours_s)
             figures[f"{name}: times as fast as it"] = ratios[-1]
     keep("Index against autofaiss", figures)
-    assert all(ratio >= 1 for ratio in ratios[:1])
+    # One that does not come to this recall in the memory is no rival: it is slower than any.
+    assert all(ratio >= 1 for ratio in ratios)
+
+
+def limit_of(built: Built, number: int) -> int:
+    """Bytes for autofaiss: those of the index alone, or with the embeddings that it maps."""
+    index_bytes = (built.folder / "index.faiss").stat().st_size
+    return index_bytes + number * int(built.rows.vectors.nbytes)
 
 
 def autofaiss(built: Built, limit: int) -> tuple[Any, int] | None:
@@ -207,11 +230,14 @@ def autofaiss(built: Built, limit: int) -> tuple[Any, int] | None:
     python = place / "bin" / "python"
     if not (place / "ready").exists():
         subprocess.run([sys.executable, "-m", "venv", place], check=True)
-        # Its numpy is an older one, for which the newest pyarrow is not made.
-        wanted = [f"autofaiss=={AUTOFAISS}", "pyarrow<20"]
+        # Its numpy is an older one, for which the newest pyarrow is not made; and it makes OPQ by
+        # a name of an argument that later FAISS has not.
+        wanted = [f"autofaiss=={AUTOFAISS}", "pyarrow<20", "faiss-cpu==1.8.0.post1"]
         subprocess.run([python, "-m", "pip", "install", "-q", *wanted], check=True)
         (place / "ready").touch()
     out = built.folder / f"autofaiss-{limit}.index"
+    if out.exists():
+        return faiss.read_index(str(out)), out.stat().st_size
     code = (
         "import json, sys, numpy as np\nfrom autofaiss import build_index\n"
         "vectors, out, limit = sys.argv[1:]\n"
@@ -250,6 +276,15 @@ def at_recall(built: Built, index: Any, recall: float) -> tuple[float, float, st
     return best
 
 
+@contextmanager
+def stage(stages: dict[str, float], name: str) -> Iterator[None]:
+    """Seconds of a stage, under its name."""
+    began, worked = time.perf_counter(), time.process_time()
+    yield
+    stages[name] = time.perf_counter() - began
+    stages["cpu"] = stages.get("cpu", 0.0) + time.process_time() - worked
+
+
 def test_a_change_of_one_percent_against_a_rebuild(
     built: Built, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -259,28 +294,36 @@ def test_a_change_of_one_percent_against_a_rebuild(
     digests = {p.name: file_sha256(p) for p in built.folder.iterdir() if p.suffix != ".index"}
     base = replace(built.spec, base_num=num)
 
-    began = time.perf_counter()
-    for name in (*base.base_files,):
-        assert file_sha256(built.folder / name) == digests[name]
-    previous = Previous(base, Sidecar.open(built.folder, base), built.folder, digests)
-    (folder / "fresh").mkdir()
-    fresh = collect(shards(built.vectors, range(num, num + half)), half, base.dim, folder / "fresh")
-    change = find_change(previous.rows, {source_of(0), source_of(num)}, fresh)
-    assert change is not None
-    rows = with_change(previous.rows, change, folder)
-    live = np.flatnonzero(rows.alive())
-    asked = Asked(live[held_out_rows(rows.ids_of(live), 1_000)])
-    index, spec, why = update_index(previous, rows, asked, replace(base, how="updated"))
-    index.save_delta(folder / "delta.faiss")
-    for path in folder.iterdir():
-        if path.is_file():
-            file_sha256(path)
-    update_s = time.perf_counter() - began
+    stages: dict[str, float] = {}
+    with stage(stages, "digests of the base"):
+        found = files_sha256([built.folder / name for name in base.base_files])
+        assert found == [digests[name] for name in base.base_files]
+    with stage(stages, "reading what changed"):
+        previous = Previous(base, Sidecar.open(built.folder, base), built.folder, digests)
+        (folder / "fresh").mkdir()
+        numbers = range(num, num + half)
+        fresh = collect(shards(built.vectors, numbers), half, base.dim, folder / "fresh")
+        change = find_change(previous.rows, {source_of(0), source_of(num)}, fresh)
+        assert change is not None
+    with stage(stages, "delta and tombstones"):
+        rows = with_change(previous.rows, change, folder)
+    with stage(stages, "rows in one piece, for clusters and report"):
+        (folder / "rows").mkdir()
+        gathered = rows.gather(folder / "rows")
+    with stage(stages, "index and its recall"):
+        live = np.flatnonzero(rows.alive())
+        asked = Asked(live[held_out_rows(rows.ids_of(live), 1_000)])
+        index, spec, why = update_index(previous, rows, asked, replace(base, how="updated"))
+    with stage(stages, "writing and digests"):
+        index.save_delta(folder / "delta.faiss")
+        files_sha256([path for path in folder.iterdir() if path.is_file()])
+    update_cpu_s = stages.pop("cpu")
+    update_s = sum(stages.values())
 
     rebuilt_in = tmp_path_factory.mktemp("rebuilt")
-    began = time.perf_counter()
+    began, worked = time.perf_counter(), time.process_time()
     _, _, rebuilt = build(built.vectors, range(half, num + half), rebuilt_in)
-    rebuild_s = time.perf_counter() - began
+    rebuild_s, rebuild_cpu_s = time.perf_counter() - began, time.process_time() - worked
     written = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
     whole = sum(path.stat().st_size for path in rebuilt_in.iterdir() if path.is_file())
     keep(
@@ -289,8 +332,11 @@ def test_a_change_of_one_percent_against_a_rebuild(
             "embeddings": num,
             "added and removed": f"{len(change.added):,} and {len(change.gone):,}",
             "update with digests and recall, s": update_s,
+            **{f"of it: {name}, s": seconds for name, seconds in stages.items()},
             "rebuild, s": rebuild_s,
             "update / rebuild (0.10 asked at most)": update_s / rebuild_s,
+            "the same in CPU seconds": f"{update_cpu_s:.2f} / {rebuild_cpu_s:.2f} "
+            f"= {update_cpu_s / rebuild_cpu_s:.3f}",
             "recall updated": spec.recall["recall"],
             "recall rebuilt": rebuilt.recall["recall"],
             "written by the update, MiB": written / 2**20,
@@ -298,10 +344,14 @@ def test_a_change_of_one_percent_against_a_rebuild(
         },
     )
     assert why is None
+    assert len(gathered) == num
     assert (spec.delta_num, spec.num_dead) == (half, half)
     assert abs(spec.recall["recall"] - rebuilt.recall["recall"]) <= 0.005
     assert update_s / rebuild_s <= UPDATE_SHARE
 
 
-if __name__ == "__main__":
-    print(json.dumps({"views": str(views(NUM).shape)}))
+if __name__ == "__main__":  # what takes long and is not timed: made beforehand
+    made = made_once(NUM)
+    print(json.dumps({"kind": made.spec.kind, "autofaiss": [limit_of(made, n) for n in (0, 1)]}))
+    for number in (0, 1):
+        autofaiss(made, limit_of(made, number))

@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -47,14 +48,24 @@ def digits() -> NDArray[np.uint8]:
     )
 
 
+@cache
+def real_images() -> NDArray[np.uint8]:
+    """(NUM, 28, 28): clothes, then digits; image n of the store has the key of n in six digits."""
+    return np.concatenate([clothes(), digits()])[:NUM]
+
+
 @pytest.fixture(scope="module")
 def store() -> Folder:
+    return made_store()
+
+
+def made_store() -> Folder:
     """A store of clothes and digits with two publications, made once and kept."""
     place = BUILD / f"served-{NUM}"
     store = Folder(str(place / "store"))
     log = PublicationLog.open(store)
     if log is None or len({row.id for row in log.rows()}) < 2:
-        images = np.concatenate([clothes(), digits()])[:NUM]
+        images = real_images()
         (place / "input").mkdir(parents=True, exist_ok=True)
         for first in range(0, len(images), PER_SHARD):
             with tarfile.open(place / "input" / f"{first // PER_SHARD:03}.tar", "w") as tar:
@@ -233,3 +244,7 @@ def ask_health(served: Served) -> str:
     name: str = json.loads(connection.getresponse().read())["publication"]
     connection.close()
     return name
+
+
+if __name__ == "__main__":  # what takes long and is not timed: made beforehand
+    print(made_store().url)

@@ -22,9 +22,12 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 def stub(actor: Any) -> type:
     """A worker that embeds nothing; made here so that it travels by value."""
+    import hashlib
     from pathlib import Path
 
     from pipelines.table import Receipt, file_statistics
+
+    digest = hashlib.sha256(b"stub").hexdigest()
 
     class Stub(actor.ShardWorker):  # type: ignore[misc]
         def load(self, settings: Any, name: str) -> Any:
@@ -38,7 +41,7 @@ def stub(actor: Any) -> type:
             name = f"{work.run}-{work.attempt}-{shard.source}.parquet"
             (self._folder / name).write_bytes(b"stub")
             return Receipt(
-                source=shard.source, etag=shard.etag, path=f"stub/{name}", size=4, sha256="0" * 64,
+                source=shard.source, etag=shard.etag, path=f"stub/{name}", size=4, sha256=digest,
                 num_rows=100, num_embedded=100, num_rejected=0, num_encoded=100, damaged=False,
                 stats=file_statistics(shard.source, shard.etag, 100, 100, 0, False),
                 worker=self._name, pid=1, in_bytes=shard.size,

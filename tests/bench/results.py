@@ -21,10 +21,7 @@ def number_of(name: str, default: int) -> int:
 
 def keep(title: str, figures: Mapping[str, object]) -> None:
     """Print the figures, and put them in the section of that title."""
-    machine = (
-        f"{os.cpu_count()} cores ({platform.machine()}), {faiss.omp_get_max_threads()} threads"
-    )
-    lines = [f"{datetime.now(UTC):%Y-%m-%d}, {machine}, faiss {faiss.__version__}.", ""]
+    lines = [f"{datetime.now(UTC):%Y-%m-%d}, {machine()}, faiss {faiss.__version__}.", ""]
     lines += ["| | |", "|---|---|"]
     lines += [f"| {name} | {told(value)} |" for name, value in figures.items()]
     section = "\n".join([f"## {title}", "", *lines, ""])
@@ -36,6 +33,18 @@ def keep(title: str, figures: Mapping[str, object]) -> None:
     else:
         text = f"{text.rstrip()}\n\n{section}"
     RESULTS.write_text(text, "utf-8")
+
+
+def machine() -> str:
+    """The processor, its cores and the memory of this machine."""
+    facts = Path("/proc/cpuinfo")
+    text = facts.read_text("utf-8") if facts.exists() else ""
+    named = re.search(r"model name\s*:\s*(.+)", text)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return (
+        f"{os.cpu_count()} cores ({named[1].strip() if named else platform.machine()}), "
+        f"{memory:.0f} GiB, {faiss.omp_get_max_threads()} threads"
+    )
 
 
 def told(value: object) -> str:

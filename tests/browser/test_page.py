@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -22,7 +23,12 @@ from tests.pipelines.conftest import QUICK, Made
 LOOKS: dict[str, dict[str, Any]] = {
     "light": {"viewport": {"width": 1280, "height": 900}, "color_scheme": "light"},
     "dark": {"viewport": {"width": 1280, "height": 900}, "color_scheme": "dark"},
-    "phone": {"viewport": {"width": 390, "height": 844}, "color_scheme": "light"},
+    "phone": {
+        "viewport": {"width": 390, "height": 844},
+        "color_scheme": "light",
+        "is_mobile": True,
+        "has_touch": True,
+    },
 }
 TOKEN = "a-token-of-enough-letters"
 
@@ -119,10 +125,31 @@ def test_a_file_is_searched_and_its_hits_turned(
     )
     # Mirrored left-right, then a quarter turn counter-clockwise, in CSS's (x, y down).
     assert [value + 0 for value in matrix] == [0, 1, 1, 0]
+    # What a turn uncovers has the colour of the picture's border, black for these.
+    assert max(ground(page)) <= 8
     page.evaluate("scrollTo(0, 0)")
     page.screenshot(path=screenshots / f"{look}-hits.png")
     wide = page.evaluate("document.documentElement.scrollWidth - innerWidth")
     assert wide <= 0  # nothing hangs over the side
+
+
+def ground(page: Page) -> list[int]:
+    """Red, green and blue behind the first hit's picture."""
+    colour: str = page.locator(".hit .thumb").first.evaluate(
+        "one => getComputedStyle(one).backgroundColor"
+    )
+    return [int(part) for part in re.findall(r"\d+", colour)[:3]]
+
+
+def test_the_whole_well_is_a_way_in(page: Page, query: dict[str, Any], look: str) -> None:
+    said = "Show an image" if look == "phone" else "Drop an image here"
+    assert page.inner_text("#invitation") == said
+    with page.expect_file_chooser() as opened:
+        page.click("#well", position={"x": 20, "y": 20})
+    opened.value.set_files(query)
+    page.wait_for_selector(".hit .thumb img.there")
+    page.click("#clear")
+    assert page.inner_text("#invitation") == said
 
 
 def test_hits_clusters_filters_and_the_way_back(page: Page, query: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from eqmodel.errors import CheckpointError, Refused
 from eqmodel.protocols import results
 from eqmodel.protocols.draws import PROTOCOLS, Labelled, Source, draw, protocol_of
 from eqmodel.protocols.marks import PUBLISHED, TABLE_1, Mark
-from eqmodel.protocols.recipes import RECIPES, recipe_of
+from eqmodel.protocols.recipes import RECIPES, Recipe, recipe_of
 from eqmodel.protocols.results import Result, Row
 from eqmodel.protocols.runner import Job, run
 from eqmodel.protocols.tables import insert, markdown, verdict
@@ -119,7 +119,9 @@ def test_every_published_row_has_its_recipe() -> None:
     for name in TABLE_1:
         config = recipe_of(name).config
         assert config is not None
-        assert (config.consistency, config.max_minutes) == (0.0, 10.0)
+        assert config.consistency == 0.0
+        assert config.max_minutes is None  # a row is the same on a busy machine
+        assert config.images_seen == (60_000 if config.group == "d12" else 120_000)
     for protocol in PROTOCOLS.values():
         config = recipe_of("recommended").config_for(protocol, 5)
         assert config is not None
@@ -128,11 +130,12 @@ def test_every_published_row_has_its_recipe() -> None:
 
 
 def test_minutes_can_only_be_shortened() -> None:
-    protocol, recipe = protocol_of("mnist-rot"), recipe_of("mean-d4")
+    protocol, config = protocol_of("mnist-rot"), replace(TINY, max_minutes=10.0)
+    recipe = Recipe("short", "ten minutes at most", config)
     for asked, got in ((3.0, 3.0), (30.0, 10.0), (None, 10.0)):
-        config = recipe.config_for(protocol, 0, max_minutes=asked)
-        assert config is not None
-        assert config.max_minutes == got
+        found = recipe.config_for(protocol, 0, max_minutes=asked)
+        assert found is not None
+        assert found.max_minutes == got
 
 
 def job(tmp_path: Path, **changes: Any) -> Job:

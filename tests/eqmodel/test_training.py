@@ -9,14 +9,15 @@ import torch
 
 import eqmodel.finishing as finishing
 from eqmodel import Embedder
-from eqmodel.autoencoder import Autoencoder, AutoencoderConfig
+from eqmodel.autoencoder import Autoencoder, AutoencoderConfig, Encoder
 from eqmodel.copies import split
+from eqmodel.devices import computes_bfloat16
 from eqmodel.equivariance import relative_error
 from eqmodel.errors import Refused, SizeError, TrainingError
 from eqmodel.groups import group
 from eqmodel.kinds import fit_kinds, neighbour_graph
 from eqmodel.losses import CONSISTENCY_LOSSES
-from eqmodel.objective import Trunk
+from eqmodel.objective import Objective, Trunk
 from eqmodel.settings import TrainConfig, objective_of
 from eqmodel.training import EpochReport, fills_corners, train
 from eqmodel.views import JITTERS, random_views
@@ -62,7 +63,7 @@ def test_a_stopped_training_resumes_to_the_same_weights(
     assert epochs == [2]
     train(clothes[:300], tmp_path / "b", SMALL)
     a, b = Embedder.load(tmp_path / "a"), Embedder.load(tmp_path / "b")
-    assert torch.equal(a.frozen.get_buffer("weight0"), b.frozen.get_buffer("weight0"))
+    assert torch.equal(a.frozen.get_buffer("last"), b.frozen.get_buffer("last"))
 
 
 def test_another_recipe_does_not_take_up_the_state(
@@ -206,3 +207,25 @@ def test_kinds_take_their_share_of_an_embedding(clothes: list[np.ndarray], tmp_p
     assert np.allclose(np.linalg.norm(with_kinds, axis=1), 1.0)
     assert 0.2 < np.median(np.square(with_kinds[:, 6:]).sum(1)) <= 0.3
     assert Embedder.load(tmp_path / "few").projection.kinds == 0.0
+
+
+@pytest.mark.parametrize("computes", [True, False])
+def test_bfloat16_is_used_where_the_device_computes_in_it(
+    computes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.dtype] = []
+    model = Objective(AutoencoderConfig(group="c4", width=2, features=4), (1.0, 1.0), bfloat16=True)
+    encoder = model.trunk.model.encoder
+    assert isinstance(encoder, Encoder)
+    encoder.last.register_forward_hook(lambda *call: seen.append(call[2].dtype))
+    monkeypatch.setattr("eqmodel.objective.computes_bfloat16", lambda device: computes)
+    model(torch.rand(8, 1, 28, 28))
+    assert seen == [torch.bfloat16 if computes else torch.float32]
+
+
+@pytest.mark.parametrize(("name", "computes"), [("avx512_f", False), ("avx512_bf16", True)])
+def test_a_processor_without_bfloat16_only_emulates_it(
+    name: str, computes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {name: True})
+    assert computes_bfloat16("cpu") is computes

@@ -14,11 +14,12 @@ from typing import Any
 
 import psutil
 
-from pipelines.quarantine import die_with_parent
+from pipelines.child import die_with_parent
 
 LOADING_S = 4.0
 """Eight deaths in a row while loading end a run: it is not for that that workers are killed."""
 READY = re.compile(r"^([0-9.]+) worker-(\d+) is ready after ([0-9.]+) s$", re.M)
+IN_VAIN = re.compile(r"worker-\d+ died after ([0-9.]+) s, while loading")
 
 DRIVER = """
 import json, logging, sys, torch
@@ -84,6 +85,10 @@ class Driver:
     def ready_times(self) -> list[tuple[float, int, float]]:
         """(time, worker's number, seconds since it was asked for) of every worker."""
         return [(float(at), int(n), float(s)) for at, n, s in READY.findall(self.told)]
+
+    def in_vain(self) -> float:
+        """Seconds of workers that died before they were ready."""
+        return sum(map(float, IN_VAIN.findall(self.told)))
 
     def kill(self) -> None:
         self.process.kill()

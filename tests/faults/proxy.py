@@ -19,7 +19,8 @@ from urllib.parse import urlsplit
 KINDS = {
     "503": "answer SlowDown, and pass nothing on",
     "500": "answer InternalError, and pass nothing on",
-    "403": "answer ExpiredToken, and pass nothing on",
+    "403": "answer AccessDenied, and pass nothing on",
+    "400": "answer ExpiredToken, and pass nothing on",
     "409": "answer ConditionalRequestConflict, and pass nothing on",
     "drop": "pass on, then close the connection instead of the reply",
     "truncate": "send half of the body and close the connection",
@@ -29,7 +30,8 @@ KINDS = {
 _CODES = {
     "503": "SlowDown",
     "500": "InternalError",
-    "403": "ExpiredToken",
+    "403": "AccessDenied",
+    "400": "ExpiredToken",
     "409": "ConditionalRequestConflict",
 }
 _HOP_BY_HOP = {"connection", "transfer-encoding", "content-length", "keep-alive", "date", "server"}

@@ -276,7 +276,7 @@ def test_a_restored_publication_that_lacks_a_table_file_is_refused(nights: World
 ERASED = "staying.tar/4"
 
 
-def traces(store: Folder) -> list[str]:
+def traces(store: Folder, image: str = ERASED) -> list[str]:
     """Parquet files and sidecars, of any age, that still hold the erased image."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -290,7 +290,7 @@ def traces(store: Folder) -> list[str]:
         else:
             continue
         names = zip(table["source"].to_pylist(), table["key"].to_pylist(), strict=True)
-        if ERASED in {f"{source}/{key}" for source, key in names}:
+        if image in {f"{source}/{key}" for source, key in names}:
             found.append(entry.path)
     return found
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.quarantine import die_with_parent
+from pipelines.child import die_with_parent
 from pipelines.storage import Folder
 from pipelines.table import EmbeddingTable, TableIdentity
 

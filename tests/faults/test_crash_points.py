@@ -11,7 +11,7 @@ import pytest
 
 from pipelines.faults import POINTS, parse
 
-from .conftest import World, Zygote
+from .conftest import World, Zygote, read_rows
 
 ROOT = Path(__file__).parents[2]
 OF_A_RUN = [name for name in POINTS if not name.startswith(("gc.", "erase."))]
@@ -46,9 +46,12 @@ def crash_and_run_again(zygote: Zygote, world: World, point: str, action: str) -
         assert code in (0, 143)  # 0: it came when everything was done
     if world.store.exists():
         world.check_between()
+    done = {row["source"] for row in read_rows(world.store)} if world.store.exists() else set()
     again = zygote.start("run", **world.where())
     assert again.wait() == 0, again.output.read_text()
     world.check()
+    left = [image for image in world.images if image[0] not in done and image not in world.bad]
+    assert again.json["num_encoded"] == len(left), "what was committed was done again"
 
 
 def slow(point: str) -> object:

@@ -123,9 +123,50 @@ def strange_exif(chance: random.Random) -> bytes:
     return plain[:2] + b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body + plain[2:]
 
 
+def fits_card(name: str, value: object) -> bytes:
+    return f"{name:<8}= {value!s:>20}".encode().ljust(80)
+
+
+def huge_fits(chance: random.Random) -> bytes:
+    """Claims many pixels or axes, and has few bytes."""
+    axes = chance.choice([2, 3, 9, 999])
+    cards = [fits_card("SIMPLE", "T"), fits_card("BITPIX", chance.choice([8, 16, 32, -32, -64, 7])),
+             fits_card("NAXIS", axes)]  # fmt: skip
+    side = chance.choice([1, 3, 40_000, 2**31])
+    cards += [fits_card(f"NAXIS{n + 1}", side) for n in range(min(axes, 20))]
+    header = b"".join([*cards, b"END".ljust(80)])
+    return header.ljust(-(-len(header) // 2880) * 2880) + chance.randbytes(chance.randrange(4000))
+
+
+def looping_tiff(chance: random.Random) -> bytes:
+    """Pages that follow one another in a circle, and a description of thousands of channels."""
+    told = b"ImageJ=1.53\nchannels=" + str(chance.choice([2, 9999])).encode() + b"\0"
+    tags = [
+        (256, 4, 1, 4), (257, 4, 1, 4), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1),
+        (270, 2, len(told), 200), (273, 4, 1, 300), (277, 3, 1, 1), (278, 4, 1, 4), (279, 4, 1, 16),
+    ]  # fmt: skip
+    body = b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    following = chance.choice([8, 0, 8, 250])
+    page = b"II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + body + struct.pack("<I", following)
+    return page.ljust(200, b"\0") + told.ljust(100, b"\0") + bytes(16)
+
+
+def packed_tiff(chance: random.Random) -> bytes:
+    """A small strip that unpacks to many megabytes, in a page of few pixels."""
+    packed = zlib.compress(bytes(chance.choice([1, 30, 90]) << 20), 9)
+    tags = [
+        (256, 4, 1, 8), (257, 4, 1, 8), (258, 3, 1, 16), (259, 3, 1, 8), (262, 3, 1, 1),
+        (273, 4, 1, 200), (277, 3, 1, chance.choice([1, 2])), (278, 4, 1, 8),
+        (279, 4, 1, len(packed)),
+    ]  # fmt: skip
+    body = b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    page = b"II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + body + bytes(4)
+    return page.ljust(200, b"\0") + packed
+
+
 KINDS: list[Callable[[random.Random], bytes]] = [
     flipped, damaged_header, truncated, noise_with_a_magic, two_in_one, huge_png, text_bomb,
-    huge_gif, huge_bmp, huge_tiff, many_frames, strange_exif,
+    huge_gif, huge_bmp, huge_tiff, many_frames, strange_exif, huge_fits, looping_tiff, packed_tiff,
 ]  # fmt: skip
 
 
@@ -163,8 +204,12 @@ def test_hostile_images(tmp_path: Path, chance: random.Random, num: int) -> None
     outcomes = found["outcomes"]
     assert len(outcomes) == num
     assert found["grown"] <= GROWTH, f"{found['grown'] >> 20} MiB"
+    assert found["peak"] <= GROWTH, f"{found['peak'] >> 20} MiB at one moment"
     assert found["slowest"] < 10
     huge = [said for name, said in outcomes.items() if "huge_png" in name or "bomb-" in name]
     assert all(said.startswith("rejected") for said in huge)
     rejected = sum(said.startswith("rejected") for said in outcomes.values())
-    print(f"\n{num} hostile images: {rejected} rejected, +{found['grown'] >> 20} MiB")
+    print(
+        f"\n{num} hostile images: {rejected} rejected, no death, +{found['grown'] >> 20} MiB, "
+        f"at one moment +{found['peak'] >> 20} MiB, the slowest {found['slowest']:.2f} s"
+    )

@@ -10,7 +10,8 @@ import os
 import random
 import time
 from collections import Counter
-from dataclasses import dataclass, fields
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 
 from pipelines.batch import silent
+from pipelines.pool.driver import GATHER_S
 from pipelines.storage import Folder
 from pipelines.verify import VerifyOptions, verify
 
@@ -48,7 +50,7 @@ class Sizes:
     @classmethod
     def given(cls) -> "Sizes":
         told = dict(part.split("=") for part in os.environ.get("ORBIT_KILL_RUN", "").split())
-        unknown = told.keys() - {field.name for field in fields(cls)}
+        unknown = told.keys() - {each.name for each in fields(cls)}
         assert not unknown, f"ORBIT_KILL_RUN: no {unknown}"
         return cls(**{name: int(value) for name, value in told.items()})
 
@@ -104,6 +106,8 @@ class Killer:
     place: Path
     chance: random.Random
     drivers: list[Driver]
+    adding: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
+    coming: list[Future[Any]] = field(default_factory=list)
 
     def run(self, source: Path, store: Path) -> float:
         """Seconds from the first driver's start to the last one's end."""
@@ -119,7 +123,10 @@ class Killer:
             time.sleep(self.chance.uniform(0, 0.3))
             self.kill(event, source, store)
         assert self.drivers[-1].process.wait() == 0, self.drivers[-1].told
-        return time.monotonic() - began
+        wall = time.monotonic() - began
+        for node in self.coming:
+            node.result()
+        return wall
 
     def start(self, source: Path, store: Path) -> None:
         output = self.place / f"driver-{len(self.drivers)}"
@@ -131,13 +138,16 @@ class Killer:
         assert driver.running, f"it ended before everything was killed: {driver.told}"
 
     def kill(self, event: str, source: Path, store: Path) -> None:
+        while not self.made.nodes:
+            self.alive()
+            time.sleep(0.02)
         if event == "driver":
             self.alive()
             self.drivers[-1].kill()
             self.start(source, store)
         elif event == "machine":
             self.made.lose(self.chance.choice(self.made.nodes))
-            self.made.add()
+            self.coming.append(self.adding.submit(self.made.add))  # the killing goes on meanwhile
         else:
             while not (workers := self.made.workers()):
                 self.alive()
@@ -145,13 +155,17 @@ class Killer:
             self.chance.choice(workers).kill()
 
     def restarts(self) -> tuple[float, float]:
-        """Seconds that workers, and that drivers, took until they could work again."""
+        """Seconds that workers, and that drivers, took until they could work again; with those of
+        workers that were killed before."""
         workers = drivers = 0.0
         for place, driver in enumerate(self.drivers):
             ready = driver.ready_times()
             workers += sum(seconds for _, number, seconds in ready if number >= 2)
-            if place and ready:
-                drivers += ready[0][0] - driver.started
+            workers += driver.in_vain()
+            if place and ready:  # it waits for its second worker, though not for long
+                first, *others = sorted(at for at, _, _ in ready)
+                begun = min([first + GATHER_S, *others])
+                drivers += begun - driver.started
         return workers, drivers
 
 
@@ -212,6 +226,7 @@ def test_kills(
         "driver_restarts_s": round(drivers, 1),
         "allowed_s": round(1.25 * undisturbed + workers + drivers, 1),
         "allowed_with_restarts_in_parallel_s": round(1.25 * undisturbed + workers / 2 + drivers, 1),
+        "quarantines": sum(one.told.count(" goes to quarantine ") for one in killer.drivers),
         "shards_encoded": encoded,
         "shards_encoded_at_most": sizes.shards + IN_FLIGHT * lost,
         "embedding_difference": worst,

@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -139,14 +140,52 @@ def test_a_share_of_the_bodies_is_cut(behind: Behind) -> None:
     assert behind.proxy.kinds["truncate"] > 3
 
 
-@pytest.mark.parametrize("skip", [40, *(slow(skip) for skip in (0, 15, 60, 90))])
-def test_locked_out_midway(behind: Behind, skip: int) -> None:
-    """Stops, says so in one line, and does not ask for ever."""
-    fault = behind.proxy.wrong("403", skip=skip)
+def test_one_object_that_is_refused_does_not_keep_the_others_out(behind: Behind) -> None:
+    """As an archived one is, or one of another owner: reported, exit 1, hardly asked again."""
+    fault = behind.proxy.wrong("403", path=r"/in/1\.tar")
     started = behind.start()
     assert started.wait() == 1
     told = one_line_of(started)
-    assert "denied" in told or "ExpiredToken" in told
+    assert "1 of 3 shards failed, the others are committed; 1.tar" in told
+    assert "access denied" in told
+    assert fault.happened < 10
+    rows = read_rows(behind.world.store)
+    assert {row["source"] for row in rows} == {"0.tar", "2.tar"}
+    behind.proxy.heal()
+    assert behind.start().wait() == 0
+    behind.world.check()
+
+
+def test_told_to_stop_while_nothing_answers(behind: Behind) -> None:
+    """503 for all: no commit gets through, and it still ends within 20 seconds."""
+    behind.proxy.wrong("503", skip=40)
+    started = behind.start()
+    while behind.proxy.kinds["503"] < 4:
+        time.sleep(0.05)
+    began = time.monotonic()
+    os.kill(started.pid, signal.SIGTERM)
+    assert started.wait() == 143
+    assert time.monotonic() - began < 20
+    behind.proxy.heal()
+    behind.world.check_between()
+    assert behind.start().wait() == 0
+    behind.world.check()
+
+
+@pytest.mark.parametrize(
+    ("kind", "skip"),
+    [("403", 40), ("400", 40)]
+    + [slow(kind, skip) for kind in ("403", "400") for skip in (0, 15, 60, 90)],
+)
+def test_locked_out_midway(behind: Behind, kind: str, skip: int) -> None:
+    """Stops, says so in one line, and does not ask for ever: 400 is what a token that has expired
+    is answered on S3, with the reason in a body that a HEAD has not."""
+    fault = behind.proxy.wrong(kind, skip=skip)
+    started = behind.start()
+    assert started.wait() == 1
+    told = one_line_of(started)
+    assert "denied" in told or "Expired" in told
+    assert "credentials" in told
     assert fault.happened <= 20
     behind.proxy.heal()
     if behind.world.store.exists():

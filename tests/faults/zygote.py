@@ -5,6 +5,7 @@ it ended (its exit code, or minus the signal). Workers run inside the driver her
 is tested is what is committed when, and a case takes a second instead of ten.
 """
 
+import itertools
 import json
 import os
 import resource
@@ -13,6 +14,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Any
 
 import torch
@@ -25,6 +27,7 @@ from pipelines.config import EmbedSettings
 from pipelines.embed import ShardEmbedder
 from pipelines.failures import Failure, failure_of
 from pipelines.publication import PublishOptions, publish
+from pipelines.signals import ended_in_time
 from pipelines.storage import Folder
 
 MODEL = "d4-28-grey"
@@ -67,10 +70,15 @@ class InlinePool:
                 receipt = worker.embed(work)
             except Exception as error:
                 failure = failure_of(error)
-                if failure.action == "fatal":
+                if failure.action == "refused":
+                    fatal = dispatch.refuse(failure, source)
+                    if fatal is not None:
+                        return fatal
+                elif failure.action == "fatal":
                     dispatch.give_back(source)
                     return failure
-                dispatch.fail(source, failure.message, now)
+                else:
+                    dispatch.fail(source, failure.message, now)
             else:
                 if self._on_receipt(receipt):
                     dispatch.finish(source)
@@ -86,9 +94,9 @@ def no_ray(mode: str, least: int) -> Iterator[tuple[float, float]]:
     yield 1.0, 0.0
 
 
-def run(source: str, store: str, **settings: Any) -> None:
+def run(source: str, store: str, model: str = MODEL, **settings: Any) -> None:
     chosen = {"commit_every_s": 0.1, "buckets": 4, "max_attempts": 3} | settings
-    summary = run_input(EmbedSettings(source, MODEL, store, **chosen), QUICK)
+    summary = run_input(EmbedSettings(source, model, store, **chosen), QUICK)
     print(json.dumps(summary.as_dict()), flush=True)
     if summary.failure is not None:
         raise summary.failure
@@ -121,6 +129,25 @@ def erase(store: str, keys: list[str]) -> None:
 SCENARIOS: dict[str, Callable[..., None]] = {"run": run, "index": index, "gc": gc, "erase": erase}
 
 
+def set_clock(setting: str) -> None:
+    """Shift the wall clock of this process by so many seconds; ``back``: each look at it finds it
+    an hour earlier than the one before."""
+    real, looks = time.time, itertools.count(1)
+
+    def shifted() -> float:
+        return real() + (-3600.0 * next(looks) if setting == "back" else float(setting))
+
+    class Shifted(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:  # type: ignore[override]
+            return datetime.fromtimestamp(shifted(), tz)
+
+    time.time = shifted
+    for name, module in list(sys.modules.items()):
+        if name.startswith("pipelines") and getattr(module, "datetime", None) is datetime:
+            module.datetime = Shifted  # type: ignore[attr-defined]
+
+
 def scenario(order: dict[str, Any]) -> int:
     """In the forked process: its exit code, as the command would have it."""
     from jobs.console import sigterm_raises
@@ -130,11 +157,13 @@ def scenario(order: dict[str, Any]) -> int:
     output = os.open(order["output"], os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(output, stream)
+    if "ORBIT_TEST_CLOCK" in os.environ:
+        set_clock(os.environ["ORBIT_TEST_CLOCK"])
     if "largest_file" in order:
         limit = order["largest_file"]
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     try:
-        with sigterm_raises():
+        with sigterm_raises(), ended_in_time():
             SCENARIOS[order["scenario"]](**order["arguments"])
     except OrbitError as error:
         print(f"orbit: {error}", file=sys.stderr, flush=True)
@@ -173,6 +202,8 @@ def _loaded(embedder: Embedder) -> Callable[..., Embedder]:
     from pipelines.faults import faultpoint
 
     def load(settings: Any, place: Any) -> Embedder:
+        if settings.model_id != embedder.model_id:
+            return Embedder.load(settings.model_folder)
         faultpoint("worker.load")
         return embedder
 

@@ -87,8 +87,13 @@ def assert_hardened(where: str, pod: dict[str, Any]) -> None:
     assert security["runAsUser"] >= 10_000, where
     assert security["seccompProfile"] == {"type": "RuntimeDefault"}, where
     for container in pod["containers"]:
-        own = container["securityContext"]
-        assert own["allowPrivilegeEscalation"] is False, where
-        assert own["readOnlyRootFilesystem"] is True, where
-        assert own["capabilities"] == {"drop": ["ALL"]}, where
-        assert set(container["resources"]["limits"]) >= {"cpu", "memory"}, where
+        assert_hardened_container(where, container)
+
+
+def assert_hardened_container(where: str, container: dict[str, Any]) -> None:
+    """The same for one container, or for the options from which an operator makes one."""
+    own = container["securityContext"]
+    assert own["allowPrivilegeEscalation"] is False, where
+    assert own["readOnlyRootFilesystem"] is True, where
+    assert own["capabilities"] == {"drop": ["ALL"]}, where
+    assert set(container["resources"]["limits"]) >= {"cpu", "memory"}, where

@@ -164,6 +164,23 @@ def test_versions_are_the_pinned_ones() -> None:
         assert f"ray=={re.findall(r'rayVersion: (.*)', text)[0]}\n" in constraints
 
 
+def test_everything_that_is_asked_for_is_pinned() -> None:
+    """`make audit` and `make sbom` tell of what is installed: one exact version of everything."""
+    import tomllib
+
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = [line for line in lines if line and not line.startswith("#")]
+    assert all(re.fullmatch(r"[a-z0-9][a-z0-9._-]*==\d[\w.]*", pin, re.I) for pin in pins)
+    pinned = {re.sub(r"[._]", "-", pin.partition("==")[0]).lower() for pin in pins}
+    assert len(pinned) == len(pins)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    asked = [*project["dependencies"], *(words for extra in extras.values() for words in extra)]
+    names = {re.match(r"[\w.-]+", words)[0].lower() for words in asked}  # type: ignore[index]
+    missing = {re.sub(r"[._]", "-", name) for name in names} - pinned
+    assert missing <= {"faiss-gpu"}, missing  # it takes the place of faiss-cpu
+
+
 def test_compose_closes_what_it_can() -> None:
     for name, service in COMPOSE["services"].items():
         assert service["cap_drop"] == ["ALL"], name
@@ -248,6 +265,17 @@ def test_the_image_copies_every_package_and_drops_root() -> None:
         assert "--from=build-" + target in " ".join(rest for _, rest in words)
     (base,) = [rest for word, rest in dockerfile() if word == "ARG" and rest.startswith("PYTHON=")]
     assert re.fullmatch(r"PYTHON=python:[\w.\-]+@sha256:[0-9a-f]{64}", base)
+
+
+def test_a_login_shell_finds_the_programs(tmp_path: Path) -> None:
+    """The line that the image puts into /etc/profile.d, after a profile that sets PATH anew."""
+    text = (INFRA / "Dockerfile").read_text()
+    (line,) = re.findall(r"echo '(.+)' > /etc/profile.d/\w+.sh", text)
+    (tmp_path / "profile").write_text(f"PATH=/usr/bin:/bin\n{line}\n")
+    told = subprocess.run(["sh", "-c", '. "$0"; echo "$PATH"', tmp_path / "profile"],
+                          capture_output=True, text=True, check=True)  # fmt: skip
+    (path,) = re.findall(r"PATH=(/\S+?):\$PATH \\\n", text)
+    assert told.stdout == f"{path}:/usr/bin:/bin\n"
 
 
 def test_extras_of_the_image_exist() -> None:

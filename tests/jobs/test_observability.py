@@ -2,14 +2,18 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -27,6 +31,7 @@ CANARIES = {
     "AWS_SECRET_ACCESS_KEY": "canary/AKIA+secret0123456789abcdefghij",
     "AWS_SESSION_TOKEN": "canary-session-0123456789",
     "ORBIT_TOKEN": "canary-orbit-token-0123456789",
+    "RAY_AUTH_TOKEN": "canary0ray0token0123456789abcdef",
 }
 
 
@@ -117,12 +122,15 @@ def test_a_refused_run_leaves_its_exit_code(tmp_path: Path) -> None:
 
 
 @pytest.mark.integration
+@pytest.mark.timeout(600)
 def test_a_run_tells_everything_and_no_secret(tmp_path: Path) -> None:
     """A real run in a process of its own, with canaries in its environment."""
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.tar").write_bytes((FOLDER / "clothes-0.tar").read_bytes())
     clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    environment = clean | CANARIES | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    rays = Path(tempfile.mkdtemp(prefix="ray-"))  # its sockets want a short path
+    places = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "RAY_TMPDIR": str(rays)}
+    environment = clean | CANARIES | places
     command = [
         str(ORBIT), "run", str(tmp_path / "in"), "--model", SHIPPED, "--out",
         str(tmp_path / "store"), "--clusters", "5", "--workers", "1", "--json",
@@ -132,10 +140,14 @@ def test_a_run_tells_everything_and_no_secret(tmp_path: Path) -> None:
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     seen: set[str] = set()
-    watcher = threading.Thread(target=look_at_arguments, args=(process, seen))
+    listening: set[tuple[str, str]] = set()
+    watcher = threading.Thread(target=look_at, args=(process, seen, listening))
     watcher.start()
-    stdout, stderr = process.communicate(timeout=170)
-    watcher.join()
+    try:
+        stdout, stderr = process.communicate(timeout=500)
+    finally:
+        process.kill()
+        watcher.join()
     assert process.returncode == 0, stderr
     document = json.loads(stdout)
 
@@ -162,22 +174,40 @@ def test_a_run_tells_everything_and_no_secret(tmp_path: Path) -> None:
     assert metrics["orbit_publication_recall_at_10",] == document["recall_at_10"]
 
     assert any("raylet" in line for line in seen)
+    assert {"raylet", "gcs_server"} <= {name for name, _ in listening}
+    assert {address for _, address in listening} <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
+    logs = [path for path in rays.rglob("*") if path.is_file()]
+    assert any(path.name == "raylet.out" for path in logs)
     rows = open_store(str(tmp_path / "store")).embeddings().to_pylist()
     files = [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
-    everything = [stdout, stderr, text, repr(rows), *seen, *(repr(p.read_bytes()) for p in files)]
-    for secret in CANARIES.values():
-        assert not any(secret in part for part in everything)
+    told_by = {"stdout": stdout, "stderr": stderr, "metrics": text, "table": repr(rows)}
+    told_by |= {f"arguments {number}": line for number, line in enumerate(seen)}
+    told_by |= {str(path): repr(path.read_bytes()) for path in [*files, *logs]}
+    shutil.rmtree(rays)
+    for name, secret in CANARIES.items():
+        assert not [where for where, part in told_by.items() if secret in part], name
 
 
-def look_at_arguments(process: "subprocess.Popen[str]", seen: set[str]) -> None:
-    """Every command line of this machine while the process lives: what any user could see."""
+def look_at(
+    process: "subprocess.Popen[str]", seen: set[str], listening: set[tuple[str, str]]
+) -> None:
+    """While the process lives: every command line of this machine, which any user could see, and
+    the addresses at which it and its children listen."""
     while process.poll() is None:
+        with suppress(psutil.Error):
+            family = [psutil.Process(process.pid)]
+            family += family[0].children(recursive=True)
+            for one in family:
+                with suppress(psutil.Error):
+                    found = one.net_connections("inet")
+                    name = one.name()
+                    listening |= {(name, c.laddr.ip) for c in found if c.status == "LISTEN"}
         for path in Path("/proc").glob("[0-9]*/cmdline"):
             try:
                 seen.add(path.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
             except OSError:
                 continue
-        time.sleep(0.2)
+        time.sleep(1.0)
 
 
 def test_watching_tells_what_changes_until_it_is_stopped(

@@ -89,7 +89,7 @@ def test_what_cannot_be_read_in_a_folder_is_told_and_the_others_are_asked(
     file = folder.parent / "found.jsonl"
     outcome = orbit("query", store, folder, "--json", *(("--out", file) if out else ()))
     assert outcome.code == 1
-    assert "1 images could not be asked; the first: " in outcome.stderr
+    assert "1 image could not be asked; the first: " in outcome.stderr
     assert outcome.stderr.count("\n") == 1
     if out:
         found = [json.loads(line) for line in file.read_text().splitlines()]
@@ -164,6 +164,25 @@ def test_quarter_turns_and_mirrors_keep_their_exact_pose(
         assert pose["angle_degrees"] == pytest.approx(expected, abs=0.5)
         assert pose["mirror"] == first["mirror"]
     assert all(r["neighbours"][0]["pose"]["mirror"] != first["mirror"] for r in found[4:])
+
+
+def test_an_image_from_standard_input_is_drawn_on_the_sheet(
+    orbit: Orbit, store: Path, tmp_path: Path
+) -> None:
+    image = sorted(QUERIES.glob("*.png"))[9]
+    sheets = []
+    for name, stdin in ((str(image), b""), ("-", image.read_bytes())):
+        sheets.append(tmp_path / f"{len(sheets)}.png")
+        found = orbit("query", store, name, "--sheet", sheets[-1], "-k", 3, stdin=stdin)
+        assert found.code == 0, found.stderr
+    by_name, by_stream = (np.asarray(Image.open(sheet)) for sheet in sheets)
+    assert (by_name == by_stream).all()
+
+
+def test_where_no_image_passes_it_is_said(orbit: Orbit, store: Path, folder: Path) -> None:
+    outcome = orbit("query", store, folder / "a.png", "--label", "no such label")
+    assert outcome.code == 0
+    assert outcome.stdout.splitlines()[-1].strip() == "no image passes"
 
 
 @pytest.mark.parametrize("name", ["found.csv", "nowhere/found.jsonl"])

@@ -20,7 +20,7 @@ from jobs.cli import app
 from jobs.console import run
 from jobs.schedules.cron import times
 from pipelines.errors import SettingsError
-from tests.infra.schemas import assert_hardened, pods, validate
+from tests.infra.schemas import assert_hardened, assert_hardened_container, pods, validate
 
 WORK = ["run", "s3://images/new ones", "--model", "d4-28-grey", "--out", "s3://orbit/store"]
 TARGETS = ("cronjob", "raycronjob", "crontab", "systemd", "slurm")
@@ -81,6 +81,60 @@ def test_the_cron_job_waits_and_forbids(printed: Any) -> None:
     accounts = {pod["serviceAccountName"], "orbit"}
     made = yaml.safe_load_all(printed())
     assert accounts <= {d["metadata"]["name"] for d in made if d["kind"] == "ServiceAccount"}
+
+
+def cluster_of(text: str) -> tuple[dict[str, Any], list[str]]:
+    """The Ray cluster's specification, and the words of the entrypoint."""
+    inner = yaml.safe_load(manifests(text)["ConfigMap"]["data"]["rayjob.yaml"])["spec"]
+    return inner["rayClusterSpec"], shlex.split(inner["entrypoint"])
+
+
+def test_pods_that_come_and_go_are_asked_for(printed: Any) -> None:
+    """Who asks for no workers gets one, on whatever is there when it begins: nothing, with 0:8."""
+    cluster, words = cluster_of(printed("--pods", "0:8", "--pod-cpus", "3500m", "--pod-gpus", "1"))
+    assert shlex.join(words[-8:]) == (
+        "--workers 1:8 --cpus-per-worker 3 --gpus-per-worker 1 --ray auto"
+    )
+    assert cluster["enableInTreeAutoscaling"] is True
+    assert_hardened_container("autoscaler", cluster["autoscalerOptions"])
+    head = cluster["headGroupSpec"]["template"]["spec"]
+    assert head["serviceAccountName"] == "orbit"  # the driver writes with this identity
+    assert head["automountServiceAccountToken"] is True
+    workers = cluster["workerGroupSpecs"][0]["template"]["spec"]
+    assert workers["automountServiceAccountToken"] is False
+
+    own = ["--workers", "2:4"]
+    assert cluster_of(printed("--pods", "1:8", work=[*WORK, *own]))[1][-4:] == [
+        *own, "--ray", "auto"
+    ]  # fmt: skip
+    train = ["train", "s3://images", "--out", "/models/m"]
+    assert cluster_of(printed("--pods", "1:8", work=train))[1][4:] == [*train, "--ray", "auto"]
+
+    cluster, words = cluster_of(printed("--pods", "8"))
+    assert "--workers" not in words
+    assert "autoscalerOptions" not in cluster
+    head = cluster["headGroupSpec"]["template"]["spec"]
+    assert head["automountServiceAccountToken"] is False
+
+
+@pytest.mark.parametrize(
+    ("text", "mebibytes"), [("8Gi", 8192), ("8G", 7630), ("512Mi", 512), ("1.5Gi", 1536)]
+)
+def test_memory_for_slurm_is_whole_mebibytes(printed: Any, text: str, mebibytes: int) -> None:
+    assert f"#SBATCH --mem={mebibytes}M\n" in printed("--target", "slurm", "--pod-memory", text)
+
+
+@pytest.mark.skipif(not shutil.which("shellcheck"), reason="no shellcheck here")
+@pytest.mark.parametrize("flags", [[], ["--env-file", "/etc/orbit/env", "--pod-gpus", "2"]])
+def test_shellcheck_finds_nothing_in_the_scripts(printed: Any, flags: list[str]) -> None:
+    crontab = printed("--target", "crontab", *flags).splitlines()[-1]
+    line = crontab.split(maxsplit=5)[5].replace("\\%", "%")
+    for shell, text in (("bash", printed("--target", "slurm", *flags)), ("sh", line)):
+        found = subprocess.run(
+            ["shellcheck", "--shell", shell, "--exclude", "SC1091", "-"], input=text,
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert found.returncode == 0, found.stdout
 
 
 def test_the_entry_point_is_the_command_on_the_cluster(printed: Any) -> None:
@@ -200,8 +254,8 @@ def test_cron_means_day_or_weekday() -> None:
 def test_the_slurm_script(printed: Any, tmp_path: Path) -> None:
     text = printed("--target", "slurm", "--pods", "3", "--pod-gpus", "4", "--pod-cpus", "16",
                    "--program", "/opt/orbit/bin/orbit")  # fmt: skip
-    for line in ("--nodes=3", "--gpus-per-node=4", "--cpus-per-task=16", "--mem=8G", "--time=480",
-                 "--dependency=singleton"):  # fmt: skip
+    for line in ("--nodes=3", "--gpus-per-node=4", "--cpus-per-task=16", "--mem=8192M",
+                 "--time=480", "--dependency=singleton"):  # fmt: skip
         assert f"#SBATCH {line}\n" in text
     assert "RAY_AUTH_MODE=token" in text
     assert shlex.join(WORK) + " --ray auto &" in text
@@ -284,7 +338,9 @@ def test_json_holds_the_files(printed: Any) -> None:
         (["--image", "a b", *WORK], "--image"),
         (["--target", "slurm", "--pod-cpus", "1.5", *WORK], "whole number"),
         (["--program", "/a b/orbit", *WORK], "--program"),
-        (["run", "s3://key:secret@bucket/x"], "password"),
+        (["run", "s3://key:secret@bucket/x"], "holds a secret"),
+        (["run", "https://host/a?X-Amz-Signature=secret@0123456789"], "holds a secret"),
+        (["--pod-memory", "8K", *WORK], "--pod-memory"),
         (["run", "a\nb"], "control character"),
     ],
 )

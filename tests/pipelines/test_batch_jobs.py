@@ -256,7 +256,23 @@ def test_too_many_rejects_fail_the_run_and_keep_what_is_good(world: World) -> No
     summary = world.embed()
     assert summary.failure is not None
     assert summary.failure.exit_code == 1
-    assert "10 of 100 images were rejected" in str(summary.failure)
+    assert "10 images were rejected in 100 rows" in str(summary.failure)
+    world.check()
+    assert world.embed().failure is None
+
+
+def test_too_many_damaged_shards_fail_the_run_too(world: World) -> None:
+    """A row ``!damaged`` counts like a rejected one: 6 of 106 are too many, 5 of 105 are not."""
+    world.put_tar("a.tar", range(100))
+    for number in range(5):
+        world.input.write(f"cut-{number}.tar", b"")
+    assert world.embed(workers="2").failure is None
+    world.store = Folder(f"{world.store.url}-2")
+    world.input.write("cut-5.tar", b"")
+    summary = world.embed(workers="2")
+    assert summary.failure is not None
+    assert summary.failure.exit_code == 1
+    assert "6 damaged shards told in 106 rows" in str(summary.failure)
     world.check()
     assert world.embed().failure is None
 

@@ -8,6 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from pipelines.clusters import (
+    ALONE,
     Previous,
     agreement,
     choose_k,
@@ -58,6 +59,51 @@ def test_k_is_chosen_where_it_is_not_given() -> None:
     assert len(cluster(vectors, ids_of(vectors), [None] * 360, threads=1).clusters) == 6
 
 
+def test_density_finds_the_groups_and_leaves_out_what_is_in_none() -> None:
+    vectors, labels = blobs([300, 200, 120, 0])
+    chance = np.random.default_rng(9)
+    lost = chance.normal(size=(4, 8)).astype(np.float32)
+    lost[:, :3] = 0.0  # nowhere near the three
+    lost /= np.linalg.norm(lost, axis=1, keepdims=True)
+    both = np.concatenate([vectors, lost])
+    found = cluster(both, ids_of(both), [*labels, *["lost"] * 4], method="density", threads=1)
+    assert [c.labels[0][0] for c in found.clusters] == ["l0", "l1", "l2"]
+    assert (found.assigned[-4:] == ALONE).all()
+    assert (found.assigned[:620] == ALONE).mean() < 0.1
+    assert found.num_alone + sum(c.size for c in found.clusters) == len(both)
+    assert found.agreement is not None
+    assert found.agreement["purity"] > 0.95
+    assert "HDBSCAN" in found.criterion
+    assert np.isfinite(found.distance).all()
+
+
+def test_density_of_a_sample_gives_the_others_the_cluster_of_their_nearest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pipelines.clusters.density.SAMPLE", 200)
+    vectors, labels = blobs([1500, 900, 600])
+    found = cluster(vectors, ids_of(vectors), labels, method="density", threads=1)
+    assert [c.labels for c in found.clusters] == [
+        (("l0", found.clusters[0].size),),
+        (("l1", found.clusters[1].size),),
+        (("l2", found.clusters[2].size),),
+    ]
+    assert found.num_alone < 300
+    assert "200 images" in found.criterion
+    # The same images are drawn on another night, whatever was added: the names stay.
+    previous = Previous(ids_of(vectors), found.assigned.astype(np.int64))
+    more, _ = blobs([100, 0, 0], seed=3)
+    both = np.concatenate([vectors, more])
+    ids = np.concatenate([ids_of(vectors), 50_001 + np.arange(100)])
+    later = cluster(both, ids, [None] * 3100, method="density", previous=previous, threads=1)
+    kept = found.assigned != ALONE
+    assert (later.assigned[:3000][kept] == found.assigned[kept]).mean() > 0.95
+    # And k-means goes on from there.
+    centres = cluster(both, ids, [None] * 3100, previous=previous, threads=1)
+    assert sorted(c.id for c in centres.clusters) == sorted(c.id for c in found.clusters)
+
+
+@pytest.mark.parametrize("method", ["kmeans", "density"])
 @pytest.mark.parametrize("k", [None, 1, 5])
 @pytest.mark.parametrize(
     "vectors",
@@ -69,9 +115,13 @@ def test_k_is_chosen_where_it_is_not_given() -> None:
         pytest.param(np.empty((0, 4), np.float32), id="none"),
     ],
 )
-def test_degenerate_collections_are_clustered(vectors: NDArray[np.float32], k: int | None) -> None:
-    found = cluster(vectors, ids_of(vectors), [None] * len(vectors), k=k, threads=1)
-    assert sum(c.size for c in found.clusters) == len(vectors) == len(found.assigned)
+def test_degenerate_collections_are_clustered(
+    vectors: NDArray[np.float32], k: int | None, method: str
+) -> None:
+    labels = [None] * len(vectors)
+    found = cluster(vectors, ids_of(vectors), labels, method=method, k=k, threads=1)
+    inside = sum(c.size for c in found.clusters)
+    assert found.num_alone + inside == len(vectors) == len(found.assigned)
     assert len(found.clusters) <= len(np.unique(vectors, axis=0))
     assert found.agreement is None
     assert np.isfinite(found.distance).all()

@@ -71,9 +71,7 @@ def alike(num: int, *pairs: tuple[int, int]) -> NDArray[np.float32]:
 def test_a_turned_copy_is_found_with_the_pose_that_turns_it_back(pose: Pose) -> None:
     original = picture(1)
     # The copy is stored so that reference = g(copy) with g = pose.
-    back = next(
-        p for p in poses_of(D4) if apply_pose(apply_pose(original, p), pose) == original
-    )
+    back = next(p for p in poses_of(D4) if apply_pose(apply_pose(original, p), pose) == original)
     found, _ = found_among([original, apply_pose(original, back), picture(2)], alike(3, (0, 1)))
     assert len(found.groups) == 1
     first, copy = found.groups[0].members

@@ -262,6 +262,17 @@ def test_rows_are_aligned_and_in_ascending_id(tmp_path: Path) -> None:
         Sidecar.open(tmp_path, replace(spec, base_num=51))
 
 
+def test_rows_of_many_pieces_are_read_in_the_order_asked(tmp_path: Path) -> None:
+    vectors = unit(50)
+    rows = collect([batch(vectors, label=["x", None] * 25)], 50, DIM, tmp_path)
+    table = pa.concat_tables([rows.table.slice(i, 7) for i in range(0, 50, 7)])
+    segment = Segment(table, rows.vectors, rows.poses)
+    wanted = np.random.default_rng(0).permutation(50)[:33]
+    assert segment.records(wanted) == rows.table.take(pa.array(wanted)).to_pylist()
+    assert segment.records(wanted[:2], ["key"]) == rows.records(wanted[:2], ["key"])
+    assert segment.records(wanted[:0]) == segment.emptied().records(wanted[:0]) == []
+
+
 def test_rejected_rows_have_no_place_and_a_wrong_count_is_an_error(tmp_path: Path) -> None:
     vectors: list[Any] = list(unit(5))
     vectors[2] = None

@@ -1,6 +1,7 @@
 """The rules behind the pool, without Ray: layout, dispatch, failures, efficiency."""
 
 import errno
+from dataclasses import replace
 
 import pytest
 
@@ -8,8 +9,8 @@ from eqmodel.errors import CheckpointError
 from pipelines.dispatch import Dispatch
 from pipelines.efficiency import Demand, Rates, ideal, ratio
 from pipelines.errors import AccessDenied, ObjectChanged, ObjectMissing, SettingsError, StorageError
-from pipelines.failures import failure_of
-from pipelines.layout import Layout, WorkerFlags, lay_out
+from pipelines.failures import Failure, failure_of
+from pipelines.layout import Layout, WorkerFlags, grown, lay_out
 from pipelines.shards import Shard
 
 
@@ -46,6 +47,34 @@ def test_a_worker_fits_on_a_machine_of_the_cluster() -> None:
     """Two shards on three machines of four CPUs: not six CPUs each, which none of them has."""
     assert lay_out(12, 0, 2, WorkerFlags(), None, 4.0).cpus_per_worker == 4.0
     assert lay_out(12, 0, 2, WorkerFlags()).cpus_per_worker == 6.0
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("4G", 4 << 30), ("512M", 512 << 20), ("1.5GiB", 3 << 29), ("2097152", 2 << 20)],
+)
+def test_memory_is_set_aside_for_each_worker(text: str, size: int) -> None:
+    flags = WorkerFlags.parse(None, memory=text)
+    assert flags.memory_per_worker == size
+    made = lay_out(16, 0, 100, flags, memory=3.5 * size)
+    assert (made.workers, made.memory_per_worker) == (3, size)
+
+
+@pytest.mark.parametrize("text", ["lots", "4X", "-4G", "100K", "0"])
+def test_a_memory_that_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(SettingsError, match=f"--memory-per-worker {text}: expected a size"):
+        WorkerFlags.parse(None, memory=text)
+
+
+def test_a_cluster_that_grows_is_used_up_to_the_maximum() -> None:
+    flags = WorkerFlags.parse("1:8", 4.0, 1.0)
+    begun = lay_out(0, 0, 100, flags)  # --pods 0:8: nothing is there when it begins
+    assert (begun.workers, begun.cpus_per_worker, begun.gpus_per_worker) == (1, 4.0, 1.0)
+    assert grown(begun, 12, 3, 0, 8).workers == 3
+    assert grown(begun, 64, 16, 0, 8).workers == 8
+    with_memory = replace(begun, memory_per_worker=4 << 30)
+    assert grown(with_memory, 64, 16, float(20 << 30), 8).workers == 5
+    assert grown(replace(begun, workers=3), 4, 1, 0, 8).workers == 3  # none is ended for it
 
 
 def test_a_worker_with_a_gpu_encodes_there() -> None:
@@ -106,13 +135,54 @@ def test_deaths_are_no_attempts_but_two_lead_to_quarantine() -> None:
         sizes.append(item.batch_size)
         work.die("s0", 0.0)
     assert sizes == [256, 128]
-    for now in (0.0, 60.0):
+    for now, stage, size in ((0.0, 1, 64), (60.0, 2, 32)):
         item = work.next(now)
         assert item is not None
-        assert item.quarantine
-        assert item.batch_size == 64
+        assert (item.quarantine, item.batch_size) == (stage, size)
         work.die("s0", now)
     assert work.failures == {"s0": "its worker died in quarantine (2 attempts)"}
+
+
+def test_a_shard_in_quarantine_has_its_worker_for_itself() -> None:
+    work = dispatch(2, 1)
+    for _ in range(2):
+        item = work.next(0.0)
+        assert item is not None
+        work.die(item.shard.source, 0.0)
+    beside = work.next(0.0, beside=True)
+    assert beside is not None
+    assert beside.shard.source == "s1"
+    assert work.next(0.0, beside=True) is None
+    alone = work.next(0.0)
+    assert alone is not None
+    assert (alone.shard.source, alone.quarantine) == ("s0", 1)
+
+
+def test_one_refused_shard_is_given_up_and_three_in_a_row_end_the_run() -> None:
+    work, refused = dispatch(1, 1, 1, 1, 1, 1), Failure("refused", "access denied")
+    ends = []
+    for number in range(5):
+        item = work.next(0.0)
+        assert item is not None
+        if number == 1:
+            work.finish(item.shard.source)
+        else:
+            ends.append(work.refuse(refused, item.shard.source))
+    assert ends == [None, None, None, Failure("fatal", "access denied")]
+    assert work.failures == dict.fromkeys(["s0", "s2", "s3", "s4"], "access denied")
+
+
+def test_for_want_of_memory_the_batch_is_halved_after_a_pause() -> None:
+    work = dispatch(1)
+    for now, size in ((0.0, 256), (60.0, 128), (120.0, 64)):
+        item = work.next(now)
+        assert item is not None
+        assert (item.batch_size, item.quarantine) == (size, 0)
+        work.fail("s0", "no memory", now, smaller=True)
+        assert work.next(now + 0.5) is None
+    for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")):
+        assert failure_of(error).smaller
+    assert not failure_of(RuntimeError("shapes differ")).smaller
 
 
 def test_what_goes_back_unharmed_is_next_and_never_uses_a_name_twice() -> None:
@@ -141,7 +211,7 @@ def test_what_another_writer_did_is_not_handed_out() -> None:
     [
         (ObjectChanged("x"), "replan", 1),
         (ObjectMissing("x"), "replan", 1),
-        (AccessDenied("x"), "fatal", 1),
+        (AccessDenied("x"), "refused", 1),
         (CheckpointError("x"), "fatal", 2),
         (OSError(errno.ENOSPC, "No space left"), "fatal", 1),
         (OSError(errno.EIO, "I/O"), "retry", 1),

@@ -21,7 +21,8 @@ from tests.pipelines.conftest import QUICK, Made, MakeTar, embed_here, sample_me
 
 FILES = {
     *("index.faiss", "index.json", "ids.arrow", "vectors.npy", "poses.npy"),
-    *("clusters.parquet", "report.html", "report.json"),
+    *("clusters.parquet", "report.html", "report.json", "report.schema.json"),
+    *("map.png", "clusters.png", "variance.png", "turns.png"),
 }
 
 
@@ -81,9 +82,7 @@ def test_a_crash_before_the_row_leaves_the_old_one_live(
 def test_a_publisher_that_comes_second_does_not_step_back(
     store: Folder, embedded: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        publication._Publishing, "_make_visible", _after_another(embedded.model_id)
-    )
+    monkeypatch.setattr(publication._Publishing, "_make_visible", _after_another(embedded.model_id))
     row = publish(store, embedded.model_id, QUICK)
     log = PublicationLog.open(store)
     assert log is not None
@@ -105,9 +104,10 @@ def test_recall_under_what_was_asked_is_not_published(store: Folder, embedded: M
     too_much = dataclasses.replace(QUICK, recall=1.01)
     with pytest.raises(IncompleteError, match=r"reaches recall 1\.0000 at 10, 1\.01 was asked"):
         publish(store, embedded.model_id, too_much)
-    assert publish(
-        store, embedded.model_id, dataclasses.replace(too_much, allow_low_recall=True)
-    ).seq == 1
+    assert (
+        publish(store, embedded.model_id, dataclasses.replace(too_much, allow_low_recall=True)).seq
+        == 1
+    )
 
 
 def test_without_embeddings_there_is_nothing_to_publish(tmp_path: Path) -> None:
@@ -127,7 +127,8 @@ def test_the_next_night_is_compared_and_keeps_cluster_ids(
     store, model_id = embed_here(str(source), str(tmp_path / "store"))
     options = dataclasses.replace(QUICK, clusters=4)
     first = publish(store, model_id, options)
-    assert document(store, first.id)["drift"] == {"previous": None}
+    told = document(store, first.id)["drift"]
+    assert (told["previous"], told["verdict"]) == (None, "first")
     names = [name for name in members if name.endswith(".png")]
     changed = dict(members)
     changed[names[0]] = sample_members(1, shard=1)[names_of(1)[0]]  # other bytes, same key
@@ -143,6 +144,8 @@ def test_the_next_night_is_compared_and_keeps_cluster_ids(
     assert {row["cluster"] for row in found["clusters"]} == {0, 1, 2, 3}
     assert found["num_moved_cluster"] <= 4
     assert second.facts["num_added"] == 2
+    assert found["verdict"] == "alike"  # 40 images of which 3 are new
+    assert second.facts["drift"]["word"] == found["word"]
 
 
 def names_of(shard: int) -> list[str]:

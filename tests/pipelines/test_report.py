@@ -12,10 +12,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from jsonschema import Draft202012Validator
+from PIL import Image
 
+from pipelines.errors import SettingsError
 from pipelines.publication import publish
+from pipelines.publish_options import PublishOptions
+from pipelines.report import schema
 from pipelines.report.map import draw_map
 from pipelines.report.page import number, share, small
+from pipelines.sprites import SHEET_SIDE, pack
 from pipelines.storage import Folder
 from tests.pipelines.conftest import QUICK, Made, MakeTar, embed_here, sample_members
 
@@ -88,6 +94,67 @@ def test_every_section_is_in_the_json(report: Report) -> None:
     assert facts["efficiency"]["efficiency"] == 0.8
 
 
+@pytest.mark.parametrize("which", ["report", "hostile"])
+def test_every_figure_is_described_by_the_schema(
+    which: str, request: pytest.FixtureRequest
+) -> None:
+    found: Report = request.getfixturevalue(which)
+    assert json.loads(found.path.with_name("report.schema.json").read_bytes()) == schema()
+    Draft202012Validator.check_schema(schema())
+    wrong = [f"{list(e.path)}: {e.message}" for e in complaints(found.facts)]
+    assert wrong == []
+    del found.facts["drift"]["word"]
+    found.facts["clusters"]["surprise"] = 1
+    assert len(complaints(found.facts)) == 2
+    found.facts["drift"]["word"] = ""
+    del found.facts["clusters"]["surprise"]
+
+
+def complaints(facts: dict[str, Any]) -> list[Any]:
+    return list(Draft202012Validator(schema()).iter_errors(facts))
+
+
+def test_the_main_plots_lie_beside_it_as_png(report: Report) -> None:
+    assert report.facts["publication"]["plots"] == [
+        *("map.png", "clusters.png", "variance.png", "turns.png")
+    ]
+    for name in report.facts["publication"]["plots"]:
+        with Image.open(report.path.with_name(name)) as plot:
+            assert (plot.format, plot.width) == ("PNG", 1600)
+            assert len(plot.convert("RGB").getcolors(1 << 24) or []) > 20  # something is drawn
+
+
+def test_the_map_is_in_the_json(report: Report) -> None:
+    points = report.facts["clusters"]["map"]["points"]
+    assert len(set(points["image_id"])) == len(points["pca"]) == len(points["tsne"]) == 60
+    data = re.search(r'id="map-data">(.*?)</script>', report.page, re.S)
+    assert data is not None
+    assert json.loads(data[1])["layouts"]["tsne"] == [x for xy in points["tsne"] for x in xy]
+
+
+def test_outliers_have_reasons(report: Report) -> None:
+    images = report.facts["outliers"]["images"]
+    assert [i["outlier_score"] for i in images] == sorted(
+        (i["outlier_score"] for i in images), reverse=True
+    )
+    assert all(image["reason"] == "; ".join(image["reasons"]) for image in images)
+    assert all("nearest score" in image["reasons"][0] for image in images)
+    assert any(len(image["reasons"]) > 1 for image in images)
+    assert images[0]["reasons"][-1].replace("'", "&#39;") in report.page
+
+
+def test_the_model_redraws_some_images(report: Report) -> None:
+    redrawn = report.facts["invariance"]["reconstruction"]
+    errors = [example["error"] for example in redrawn["examples"]]
+    assert redrawn["num_images"] == len(errors) == 8
+    assert errors == sorted(errors)
+    assert redrawn["error"] == pytest.approx(np.mean(errors), rel=1e-4)  # all 8 are shown
+    assert 0 < redrawn["error"] < 0.5  # 1 is what a constant grey would have
+    assert report.page.count("as drawn again") == 8
+    recipe = report.facts["publication"]["model"]["recipe"]
+    assert (recipe["group"], recipe["readout"]) == ("d4", "gram")
+
+
 def test_the_known_copies_are_in_the_duplicates(report: Report) -> None:
     members = [
         {member["key"]: member["pose"] for member in group["members"]}
@@ -107,7 +174,7 @@ def test_members_of_a_cluster_are_posed_towards_its_medoid(report: Report) -> No
         for image in cluster["nearest"]
     ]
     assert len({(pose["angle_degrees"], pose["mirror"]) for pose in posed}) > 3
-    assert "class=\"posed\" style=\"--pose: rotate(" in report.page
+    assert 'class="posed" style="--pose: rotate(' in report.page
 
 
 class Links(HTMLParser):
@@ -199,7 +266,28 @@ def test_a_map_of_few_images_is_drawn_or_left_out(num: int) -> None:
             assert points.shape == (len(drawn.shown), 2)
             assert points.min() >= 0
             assert points.max() <= 4095
-        assert json.dumps(drawn.as_dict(), allow_nan=False)
+        assert json.dumps(drawn.as_dict(np.arange(num)), allow_nan=False)
+
+
+def test_sprites_stay_within_their_bytes_whatever_is_in_them() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
+    pictures = [Image.fromarray(np.roll(noise, n, 0)) for n in range(50)] * 60
+    whole = pack(lambda: iter(pictures))
+    assert whole is not None
+    assert (whole.side, len(whole.uris)) == (40, 2)  # 48 x 48 on a sheet
+    tight = pack(lambda: iter(pictures), max_bytes=whole.num_bytes // 8)
+    assert tight is not None
+    assert tight.num_bytes <= whole.num_bytes // 8
+    assert tight.side < 40
+    assert tight.columns == SHEET_SIDE // tight.side
+    assert pack(lambda: iter(pictures), max_bytes=1_000) is None
+
+
+def test_what_does_not_go_together_is_refused() -> None:
+    for wrong in ({"clusters": 5, "clustering": "density"}, {"clustering": "magic"},
+                  {"map_points": 20_001}):  # fmt: skip
+        with pytest.raises(SettingsError, match="expected"):
+            PublishOptions(**wrong)
 
 
 def test_numbers_are_set_for_people() -> None:

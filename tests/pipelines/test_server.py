@@ -219,6 +219,12 @@ def test_what_operators_ask(served: Served, image: bytes) -> None:
     assert served.ask("GET", "/report").body.lstrip().startswith(b"<!doctype html>")
 
 
+@pytest.mark.parametrize("path", ["/", "/healthz"])
+def test_a_probe_may_ask_for_the_head_alone(served: Served, path: str) -> None:
+    reply = served.ask("HEAD", path)
+    assert (reply.status, reply.body) == (200, b"")
+
+
 def test_every_answer_carries_the_headers(served: Served) -> None:
     for path in ("/", "/info", "/nothing", "/search", "/items/0/thumbnail"):
         headers = served.ask("GET", path).headers

@@ -15,6 +15,7 @@ from pipelines.publication import publish
 from pipelines.server import Live, ServerSettings
 from pipelines.server.guard import TICKET_S, Tickets
 from pipelines.storage import Folder
+from pipelines.turning import refined
 from tests.conftest import png
 from tests.pipelines.conftest import QUICK, Made
 from tests.pipelines.test_server import LIMITS, Served, start
@@ -100,6 +101,19 @@ def test_a_free_angle_is_told_as_the_searcher_tells_it(served: Served, embedded:
     by_key = served.ask("POST", "/search?k=3&align=true", body, kind).json["neighbours"]
     hits = served.live.view.searcher.search_keys(["turned"], 3, align=True)[0]
     assert by_key == [hit.as_dict() for hit in hits]
+
+
+def test_the_members_of_a_cluster_are_turned_on_pixels(served: Served) -> None:
+    view = served.live.view
+    number = max(view.clusters, key=lambda one: one["size"])["cluster"]
+    members = served.ask("GET", f"/clusters/{number}?k=20", headers=BEARER).json["members"]
+    medoid = view.row_of_id(members[0]["image_id"])
+    rows = [view.row_of_id(member["image_id"]) for member in members]
+    gallery = view.searcher.gallery
+    codes = view.searcher._align(view.stored(medoid)[1], np.array(rows))
+    expected = refined(gallery.looks([medoid])[0], gallery.looks(rows), codes, 90, True)
+    assert [member["pose"] for member in members] == [pose.as_dict() for pose in expected]
+    assert any(member["pose"]["angle_degrees"] % 90 for member in members)
 
 
 def test_an_image_without_thumbnail_is_shown_from_its_own_bytes(

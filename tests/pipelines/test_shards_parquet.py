@@ -1,5 +1,7 @@
 """Parquet shards: columns by name, caps, and every damage said."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -115,3 +117,33 @@ def test_a_flipped_bit_under_a_page_checksum_is_damage(tmp_path: Path) -> None:
     data[data.index(b"\2" * 500) + 100] ^= 1
     file.write_bytes(data)
     assert isinstance(read_all(tmp_path / "a")[-1], Damage)
+
+
+BOMB = """
+import re, sys
+from pipelines.shards import Sample, list_shards, read_shard
+from pipelines.storage import Folder
+folder = Folder(sys.argv[1])
+(shard,) = list_shards(folder)
+def most():
+    return int(re.search("VmHWM: *(.*) kB", open("/proc/self/status").read())[1]) >> 10
+before = most()
+sizes = [len(found.data) for found in read_shard(folder, shard) if isinstance(found, Sample)]
+print(sizes == [8 << 20] * 2000, most() - before)
+"""
+
+
+def test_one_value_named_by_many_rows_is_not_held_many_times(tmp_path: Path) -> None:
+    """A dictionary of one value of 8 MiB and 2,000 rows: a small file, and 16 GB of images."""
+    named = pa.DictionaryArray.from_arrays(
+        pa.array([0] * 2000, pa.int32()), pa.array([bytes(8 << 20)], pa.binary())
+    )
+    file = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"image": named}), file, compression="zstd", store_schema=False)
+    assert file.stat().st_size < 5000
+    done = subprocess.run(
+        [sys.executable, "-c", BOMB, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    whole, mebibytes = done.stdout.split()
+    assert whole == "True"
+    assert int(mebibytes) < 300

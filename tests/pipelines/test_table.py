@@ -1,5 +1,6 @@
 """The embeddings table and the publication log, on local files and on S3."""
 
+import hashlib
 import json
 import threading
 import time
@@ -70,7 +71,7 @@ def write_shard(
         etag=etag,
         path=path,
         size=size,
-        sha256="",
+        sha256=hashlib.sha256(local.read_bytes()).hexdigest(),
         num_rows=4,
         num_embedded=2,
         num_rejected=1,
@@ -95,6 +96,16 @@ def test_a_table_is_made_read_and_counted_on_every_storage(folder_url: str, tmp_
     assert table.holds(receipt)
     assert not table.holds(replace(receipt, size=receipt.size + 1))
     assert not table.holds(replace(receipt, path="0/no.parquet"))
+    assert not table.holds(replace(receipt, sha256="0" * 64, md5="0" * 32))
+    content = table.folder.read(receipt.path)
+    assert table.holds(replace(receipt, sha256="", md5=hashlib.md5(content).hexdigest())) == (
+        table.folder.scheme == "s3"
+    )
+    flipped = content[:50] + bytes([content[50] ^ 1]) + content[51:]
+    table.folder.write(receipt.path, flipped)
+    assert not table.holds(receipt)
+    table.folder.write(receipt.path, content)
+    assert table.holds(receipt)
     table.commit([receipt, write_shard(table, tmp_path, 'b "é".tar')])
     again = EmbeddingTable.open(store, MODEL)
     assert again is not None

@@ -1,0 +1,169 @@
+"""The inference form of the octic encoder: norms folded, channels-last, transforms as products.
+
+Two forms of one stage. Without a compiler the change of basis is one small matrix product and the
+blocks are products into one allocation. Under torch.compile it is written as sums, which fuse with
+bias and ReLU. Both equal the eager encoder in evaluation mode, by test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from eqmodel.layers import FieldNorm
+from eqmodel.octic import OcticEncoder, PointwiseIrreps, Separable
+
+AT_ONCE = 32  # images: what they fill stays in the cache of a core
+
+
+def affine(norm: FieldNorm) -> tuple[Tensor, Tensor]:
+    """(C,), (C,) float64: the gain and shift that a norm comes to in evaluation mode."""
+    running = norm.norm
+    mean, variance = running.running_mean, running.running_var
+    if mean is None or variance is None:
+        raise ValueError("a batch-norm without running statistics cannot be folded")
+    gain = running.weight.double() / torch.sqrt(variance.double() + running.eps)
+    return gain, running.bias.double() - mean.double() * gain
+
+
+class FrozenSeparable(nn.Module):
+    """Features (B, C * G, H, W) -> (B, C' * G, H', W'), channels-last; the element varies fastest.
+
+    ``relu``: whether one follows.
+    """
+
+    filters: Tensor
+    basis: Tensor
+    lines: Tensor
+    planes: Tensor
+    shift: Tensor
+
+    def __init__(self, stage: Separable, relu: bool) -> None:
+        super().__init__()
+        depthwise, pointwise = stage.depthwise, stage.pointwise
+        self.stride, self.padding, self.relu = depthwise.stride, depthwise.padding, relu
+        self.order, self.copies = pointwise.group.order, pointwise.copies
+        self.sums: list[list[float]] = pointwise.basis.tolist()
+        with torch.no_grad():
+            gain, shift = affine(stage.norm)
+            lines, planes = blocks_in_float64(pointwise)
+            self.register_buffer("filters", depthwise.turned().flatten(0, 1)[:, None].contiguous())
+            self.register_buffer("basis", pointwise.basis.clone())
+            self.register_buffer("lines", (lines * gain).float())
+            self.register_buffer("planes", (planes * gain).float())
+            self.register_buffer("shift", shift.float())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.summed(x) if torch.compiler.is_compiling() else self.multiplied(x)
+
+    def multiplied(self, x: Tensor) -> Tensor:
+        """Changes of basis as matrix products."""
+        x = self.depthwise(x, self.filters)
+        channels, places = x.shape[1] // self.order, (len(x), *x.shape[2:])
+        rows = x.permute(0, 2, 3, 1).reshape(-1, self.order)  # (B H W C, G)
+        parts = (self.basis @ rows.T).unflatten(1, (-1, channels))  # (G, B H W, C)
+        out = parts.new_empty(*parts.shape[:2], self.lines.shape[2])
+        count = len(self.lines)
+        torch.bmm(parts[:count], self.lines, out=out[:count])
+        out[0] += self.shift
+        if self.copies:
+            first, second = parts[count:].view(2, -1, channels)
+            for component, found in enumerate(out[count:].view(2, -1, out.shape[2])):
+                torch.mm(first, self.planes[0, component], out=found)
+                found.addmm_(second, self.planes[1, component])
+        fields: Tensor = out.flatten(1).T @ self.basis  # (B H W C', G)
+        if self.relu:
+            fields.relu_()
+        return fields.view(*places, -1).permute(0, 3, 1, 2)
+
+    def summed(self, x: Tensor) -> Tensor:
+        """Changes of basis as sums, and fields that vary fastest between them."""
+        order, count = self.order, len(self.lines)
+        by_element = self.filters.unflatten(0, (-1, order)).transpose(0, 1).flatten(0, 1)
+        grouped = x.unflatten(1, (-1, order)).transpose(1, 2).flatten(1, 2)
+        y = self.depthwise(grouped, by_element)
+        places = (len(y), *y.shape[2:])
+        values = y.permute(0, 2, 3, 1).unflatten(3, (order, -1)).flatten(0, 2)  # (B H W, G, C)
+        parts = combined(self.sums, values.unbind(1))
+        found = list(torch.bmm(torch.stack(parts[:count]), self.lines))
+        found[0] = found[0] + self.shift
+        if self.copies:
+            first, second = parts[count : count + self.copies], parts[count + self.copies :]
+            pairs = [torch.cat(pair, 1) for pair in zip(first, second, strict=True)]
+            wide = self.planes.transpose(1, 2).flatten(2, 3).flatten(0, 1)  # (2 C, 2 C')
+            both = (torch.cat(pairs) @ wide).unflatten(0, (self.copies, -1)).chunk(2, 2)
+            found += [part for component in both for part in component]
+        inverse = list(zip(*self.sums, strict=True))
+        fields = torch.stack(combined(inverse, found), 2)  # (B H W, C', G)
+        fields = F.relu(fields) if self.relu else fields
+        return fields.reshape(*places, -1).permute(0, 3, 1, 2)
+
+    def depthwise(self, x: Tensor, filters: Tensor) -> Tensor:
+        out: Tensor = F.conv2d(
+            x, filters, stride=self.stride, padding=self.padding, groups=len(filters)
+        )
+        return out
+
+
+def combined(matrix: Sequence[Sequence[float]], values: Sequence[Tensor]) -> list[Tensor]:
+    """Row by row the sums of values under a matrix of 0, 1, -1."""
+    found = []
+    for row in matrix:
+        terms = [(sign > 0, value) for sign, value in zip(row, values, strict=True) if sign]
+        total = terms[0][1] if terms[0][0] else -terms[0][1]
+        for positive, value in terms[1:]:
+            total = total + value if positive else total - value
+        found.append(total)
+    return found
+
+
+def blocks_in_float64(pointwise: PointwiseIrreps) -> tuple[Tensor, Tensor]:
+    """The blocks of a pointwise map, as PointwiseIrreps.blocks gives them."""
+    weight = pointwise.weight.double()
+    lines = torch.einsum("kp,kio->pio", pointwise.to_lines.double(), weight)
+    return lines, torch.einsum("kbq,kio->bqio", pointwise.to_planes.double(), weight)
+
+
+class FrozenOctic(nn.Module):
+    """Images (B, C, S, S) float32 -> codes (B, order, features) float32."""
+
+    lift: Tensor
+    shift: Tensor
+
+    def __init__(self, encoder: OcticEncoder) -> None:
+        super().__init__()
+        self.order = encoder.lift.group.order
+        self.padding = (encoder.lift.size - 1) // 2
+        with torch.no_grad():
+            gain, shift = (part.repeat_interleave(self.order) for part in affine(encoder.norm))
+            filters = (encoder.lift.expanded().double() * gain[:, None, None, None]).float()
+            self.register_buffer("lift", channels_last(filters))
+            self.register_buffer("shift", shift.float())
+        stages = [*encoder.stages, encoder.last]
+        self.stages = nn.Sequential(
+            *(FrozenSeparable(stage, stage is not encoder.last) for stage in stages)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling() or len(x) <= AT_ONCE:
+            return self.codes(x)
+        return torch.cat([self.codes(part) for part in x.split(AT_ONCE)])
+
+    def codes(self, x: Tensor) -> Tensor:
+        """The whole batch at once."""
+        x = F.conv2d(channels_last(x), self.lift, self.shift, stride=2, padding=self.padding)
+        flat: Tensor = self.stages(x.relu_()).flatten(1)
+        return flat.reshape(len(x), -1, self.order).transpose(1, 2)
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """The same values laid out as (B, H, W, C) in memory, and told by the strides.
+
+    The strides of one channel are ambiguous, and torch then takes them for (B, C, H, W): the
+    convolution's output would lie so too.
+    """
+    rows = x.permute(0, 2, 3, 1)
+    return rows.flatten().view(rows.shape).permute(0, 3, 1, 2)
