@@ -7,7 +7,6 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from eqmodel.groups import group
-from pipelines.decode import encode_thumbnail
 from pipelines.duplicates.agreeing import Agreeing, Fits
 from pipelines.duplicates.finding import DuplicateOptions, before_the_crowd
 from pipelines.duplicates.looks import SIDE, Looks, look_of
@@ -16,6 +15,7 @@ from pipelines.duplicates.rings import ring_spectra
 from pipelines.duplicates.stars import Bond, Bonds, inverse, stars
 from pipelines.index import nearest_vectors
 from pipelines.pictures import Pose, apply_pose, open_picture, poses_of
+from pipelines.thumbnails import encode_thumbnail
 
 D12 = group("d12")
 LIMIT = DuplicateOptions().most_cost
