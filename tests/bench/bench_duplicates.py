@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from eqmodel import Embedder
-from pipelines.decode import decode, encode_thumbnail
+from pipelines.decode import decode
 from pipelines.duplicates import Duplicates, find_duplicates
 from pipelines.index import ROWS_SCHEMA, Neighbours, Rows, exact_top
 from pipelines.pictures import Pose
+from pipelines.thumbnails import encode_thumbnail
 from tests.bench.copies import (
     KINDS,
     Copy,
