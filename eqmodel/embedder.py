@@ -21,6 +21,7 @@ from eqmodel.actions import best_pose
 from eqmodel.autoencoder import Autoencoder, AutoencoderConfig
 from eqmodel.errors import CheckpointError, Refused
 from eqmodel.frozen import frozen
+from eqmodel.frozen_head import FrozenGram, FrozenHead
 from eqmodel.groups import FiniteGroup
 from eqmodel.preprocess import PreprocessSpec, check_channels, preprocess
 from eqmodel.projection import Projection
@@ -36,8 +37,8 @@ Images = Sequence[NDArray[Any]]
 class Embedder:
     """One checkpoint, ready to embed.
 
-    Readout and projection run in float64 on the encoder's float32 codes, so that rounding stays
-    below 1e-5 of the embedding under every quarter turn and mirror of the group.
+    Rounding stays below 1e-5 of the embedding under every quarter turn and mirror of the group:
+    measured, and refused by the gate that ends training (finishing.py).
     """
 
     def __init__(
@@ -60,7 +61,15 @@ class Embedder:
         self.model_id, self.name, self.folder = "", None, Path()
         self.card: dict[str, Any] = {}
         self.head = copy.deepcopy(model.attention).double() if model.attention is not None else None
-        self._readout = readout(self.readout, self.group, self.head, model.config.correlations)
+        part = model.config.correlations
+        self._readout = readout(self.readout, self.group, self.head, part)
+        gram = self.readout == "gram"
+        self.finish = FrozenHead(
+            FrozenGram(self.group, part, model.config.features, projection.keep)
+            if gram
+            else self._readout,
+            projection,
+        ).eval()
 
     model_id: str
     name: str | None
@@ -103,7 +112,7 @@ class Embedder:
     def to(self, device: str) -> Embedder:
         """Move encoder, readout and projection to a torch device."""
         self.device = device
-        for module in (self.frozen, self.projection, self.head, self.model):
+        for module in (self.frozen, self.finish, self.projection, self.head, self.model):
             if module is not None:
                 module.to(device)
         self.pose = self.pose.to(device)
@@ -148,15 +157,13 @@ class Embedder:
 
     def project(self, codes: Tensor) -> Tensor:
         """Codes (B, order, m) -> embeddings (B, d) float64."""
-        out: Tensor = self.projection(self.readout_of(codes))
+        out: Tensor = self.finish(codes)
         return out
 
     @torch.inference_mode()
     def coordinates(self, batch: Tensor) -> Tensor:
         """(B, C, S, S) -> (B, K) float64: the projection's coordinates, before head and norm."""
-        return self.projection.coordinates(
-            self.readout_of(self.frozen(batch.to(self.device)))
-        ).cpu()
+        return self.finish.coordinates(self.frozen(batch.to(self.device))).cpu()
 
     def readout_of(self, codes: Tensor) -> Tensor:
         """Codes (B, order, m) -> invariant features (B, F) float64, before the projection."""

@@ -7,6 +7,7 @@ left to do at inference. Equal to the eager encoder in evaluation mode, by test.
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,30 +34,83 @@ def folded(weight: Tensor, norm: FieldNorm, order: int) -> tuple[Tensor, Tensor]
     ).float()
 
 
+PACKED = (torch.float32, torch.bfloat16)
+
+
+class FrozenConv(nn.Module):
+    """(B, C, H, W) -> (B, C', H', W'), channels-last: convolution, bias and ReLU in one pass.
+
+    On a CPU the filter is packed once into the blocks that oneDNN computes with, by the operators
+    that torch.compile uses; where this build of PyTorch lacks them, plain ones do the same.
+    Measured on one core, d4-28-grey: 257 against 290 microseconds an image for the encoder.
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, weight: Tensor, bias: Tensor, stride: int = 1, padding: int = 0) -> None:
+        super().__init__()
+        self.stride, self.padding, self.packs = [stride] * 2, [padding] * 2, packing_works()
+        self.register_buffer("weight", channels_last(weight))
+        self.register_buffer("bias", bias)
+        self._packed: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.packs and x.device.type == "cpu" and x.dtype in PACKED):
+            return F.conv2d(x, self.weight, self.bias, self.stride, self.padding).relu_()
+        place = (self.padding, self.stride, [1, 1], 1)
+        if self._packed is None:
+            reorder = torch.ops.mkldnn._reorder_convolution_weight
+            self._packed = reorder(self.weight, *place, list(x.shape))
+        convolve = torch.ops.mkldnn._convolution_pointwise
+        out: Tensor = convolve(x, self._packed, self.bias, *place, "relu", [], "")
+        return out
+
+    def _apply(self, fn: Any, recurse: bool = True) -> FrozenConv:
+        self._packed = None  # of another device or precision
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_packed": None}
+
+
+def packing_works() -> bool:
+    """Whether this PyTorch has the operators for packed filters on CPUs."""
+    names = ("_reorder_convolution_weight", "_convolution_pointwise")
+    return torch.backends.mkldnn.is_available() and all(
+        hasattr(torch.ops.mkldnn, name) for name in names
+    )
+
+
 class FrozenEncoder(nn.Module):
     """Images (B, C, S, S) float32 -> codes (B, order, features) float32."""
+
+    last: Tensor
+    centre: Tensor
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
         self.order = encoder.lift.group.order
         convs = [encoder.lift, *encoder.stages]
-        self.steps = [(conv.stride, (conv.weight.shape[-1] - 1) // 2) for conv in convs]
         with torch.no_grad():
-            for i, (conv, norm) in enumerate(zip(convs, encoder.norms, strict=True)):
-                weight, bias = folded(conv.expanded(), norm, self.order)  # type: ignore[arg-type]
-                self.register_buffer(f"weight{i}", channels_last(weight))
-                self.register_buffer(f"bias{i}", bias)
+            self.convs = nn.Sequential(
+                *(
+                    FrozenConv(
+                        *folded(conv.expanded(), norm, self.order),  # type: ignore[arg-type]
+                        conv.stride,
+                        (conv.weight.shape[-1] - 1) // 2,
+                    )
+                    for conv, norm in zip(convs, encoder.norms, strict=True)
+                )
+            )
             last, bias = folded(encoder.last.expanded(), encoder.centre, self.order)
-            self.register_buffer("last", last.permute(0, 2, 3, 1).flatten(1).T.contiguous())
-            self.register_buffer("centre", bias)
+        self.register_buffer("last", last.permute(0, 2, 3, 1).flatten(1).T.contiguous())
+        self.register_buffer("centre", bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = channels_last(x)
-        for i, (stride, padding) in enumerate(self.steps):
-            weight, bias = self.get_buffer(f"weight{i}"), self.get_buffer(f"bias{i}")
-            x = F.relu(F.conv2d(x, weight, bias, stride=stride, padding=padding))
-        flat = x.permute(0, 2, 3, 1).flatten(1)
-        codes = torch.addmm(self.get_buffer("centre"), flat, self.get_buffer("last"))
+        flat = self.convs(channels_last(x)).permute(0, 2, 3, 1).flatten(1)
+        codes = torch.addmm(self.centre, flat, self.last)
         out: Tensor = codes.unflatten(1, (-1, self.order)).transpose(1, 2)
         return out
 

@@ -7,7 +7,6 @@ bias and ReLU. Both equal the eager encoder in evaluation mode, by test.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -55,7 +54,7 @@ class FrozenSeparable(nn.Module):
             self.register_buffer("basis", pointwise.basis.clone())
             self.register_buffer("lines", (lines * gain).float())
             self.register_buffer("planes", (planes * gain).float())
-            self.register_buffer("shift", (shift * math.sqrt(self.order)).float())
+            self.register_buffer("shift", shift.float())
 
     def forward(self, x: Tensor) -> Tensor:
         return self.summed(x) if torch.compiler.is_compiling() else self.multiplied(x)
@@ -110,13 +109,13 @@ class FrozenSeparable(nn.Module):
 
 
 def combined(matrix: Sequence[Sequence[float]], values: Sequence[Tensor]) -> list[Tensor]:
-    """Row by row the sums of values, weighed by a matrix that holds zeros."""
+    """Row by row the sums of values under a matrix of 0, 1, -1."""
     found = []
     for row in matrix:
-        terms = [(weight, value) for weight, value in zip(row, values, strict=True) if weight]
-        total = terms[0][0] * terms[0][1]
-        for weight, value in terms[1:]:
-            total = total + weight * value
+        terms = [(sign > 0, value) for sign, value in zip(row, values, strict=True) if sign]
+        total = terms[0][1] if terms[0][0] else -terms[0][1]
+        for positive, value in terms[1:]:
+            total = total + value if positive else total - value
         found.append(total)
     return found
 
@@ -156,7 +155,7 @@ class FrozenOctic(nn.Module):
     def codes(self, x: Tensor) -> Tensor:
         """The whole batch at once."""
         x = F.conv2d(channels_last(x), self.lift, self.shift, stride=2, padding=self.padding)
-        flat: Tensor = self.stages(F.relu(x)).flatten(1)
+        flat: Tensor = self.stages(x.relu_()).flatten(1)
         return flat.reshape(len(x), -1, self.order).transpose(1, 2)
 
 

@@ -53,13 +53,7 @@ class Projection(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, F) any float type -> (B, d) float64."""
-        found = self.coordinates(features)
-        apart: Tensor = F.normalize(found[:, : self.linear], dim=1, eps=1e-30)
-        if self.head is None:
-            return apart
-        gathered = self.head(found)
-        both = torch.cat([(1.0 - self.kinds) ** 0.5 * apart, self.kinds**0.5 * gathered], 1)
-        return F.normalize(both, dim=1)
+        return assembled(self.coordinates(features), self.linear, self.kinds, self.head)
 
     def first(self, dim: int) -> Projection:
         """The projection with its first ``dim`` coordinates alone."""
@@ -75,6 +69,17 @@ class Projection(nn.Module):
         standard = (root(kept, self.eps.double()) - self.mean.double()) / self.scale.double()
         found: Tensor = standard @ self.matrix.double()
         return found
+
+
+def assembled(found: Tensor, linear: int, kinds: float, head: KindsHead | None) -> Tensor:
+    """Coordinates (B, K) -> embeddings (B, d), L2-normalised: the first ``linear`` of them, and
+    what ``head`` makes of all, with the share ``kinds`` of the squared norm.
+    """
+    apart: Tensor = F.normalize(found[:, :linear], dim=1, eps=1e-30)
+    if head is None:
+        return apart
+    both = torch.cat([(1.0 - kinds) ** 0.5 * apart, kinds**0.5 * head(found)], 1)
+    return F.normalize(both, dim=1)
 
 
 def with_kinds(linear: Projection, head: KindsHead, dim: int, kinds: float) -> Projection:

@@ -25,7 +25,7 @@ class ClusterFlags:
         str | None,
         typer.Option(
             metavar="URL",
-            help="its job API [default: RAY_API_SERVER_ADDRESS, RAY_ADDRESS, "
+            help="its job API [default: ORBIT_ADDRESS, RAY_API_SERVER_ADDRESS, RAY_ADDRESS, "
             "else http://127.0.0.1:8265]",
         ),
     ] = None

@@ -7,11 +7,11 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from pipelines.errors import ArtifactError
-from pipelines.index import file_sha256
+from pipelines.index import file_sha256, files_sha256
 from pipelines.storage import Folder
 from pipelines.table import PublicationRow, PublishedFile
 
@@ -96,7 +96,7 @@ class ArtifactCache:
             shutil.rmtree(old, ignore_errors=True)
 
 
-def fetch_checked(store: Folder, row: PublicationRow, names: Iterable[str], place: Path) -> Path:
+def fetch_checked(store: Folder, row: PublicationRow, names: Sequence[str], place: Path) -> Path:
     """The named artifacts of a publication for one who builds on them: a folder of whole, checked
     files. Those of a local store are linked into ``place``, others lie in the cache.
 
@@ -105,9 +105,14 @@ def fetch_checked(store: Folder, row: PublicationRow, names: Iterable[str], plac
     if not store.is_local:
         return ArtifactCache(store).fetch(row, names)
     files = {file.path.rpartition("/")[2]: file for file in row.files}
+    origins = {name: Path(store.url, files[name].path) for name in names if name in files}
     for name in names:
-        origin = Path(store.url, files[name].path) if name in files else None
-        if origin is None or not origin.is_file() or file_sha256(origin) != files[name].sha256:
+        if name not in origins or not origins[name].is_file():
+            raise ArtifactError(f"{name} of publication {row.id} is gone or altered")
+    for (name, origin), found in zip(
+        origins.items(), files_sha256(list(origins.values())), strict=True
+    ):
+        if found != files[name].sha256:
             raise ArtifactError(f"{name} of publication {row.id} is gone or altered")
         if not (place / name).exists():
             (place / name).symlink_to(origin)

@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from pipelines.errors import Rejected
+from pipelines.fast_decode import decode_plain
 from pipelines.fits import FITS_MAGIC, read_fits
 from pipelines.tiff import TIFF_MAGIC, Caps, finite, is_scientific, oriented, read_tiff
 
@@ -68,7 +69,7 @@ _PNM = re.compile(rb"P[1-6]\s+\d")
 _BRANDS = {b"avif": "AVIF", b"avis": "AVIF", b"heic": "HEIC", b"heix": "HEIC", b"mif1": "HEIF"}
 
 Pixels = NDArray[Any]
-__all__ = ["Caps", "decode", "encode_thumbnail"]
+__all__ = ["Caps", "decode", "quiet_decoders"]
 
 
 def decode(data: bytes, caps: Caps = Caps()) -> Pixels:  # noqa: B008 - frozen
@@ -78,7 +79,10 @@ def decode(data: bytes, caps: Caps = Caps()) -> Pixels:  # noqa: B008 - frozen
     """
     if not data:
         raise Rejected("empty object: 0 bytes")
-    with _quiet_decoders():
+    plain = decode_plain(data, caps)
+    if plain is not None:
+        return np.ascontiguousarray(plain)
+    with quiet_decoders():
         try:
             return _decode(data, caps)
         except Rejected:
@@ -98,7 +102,8 @@ class _Quiet:
 
 
 @contextmanager
-def _quiet_decoders() -> Iterator[None]:
+def quiet_decoders() -> Iterator[None]:
+    """Pillow's warnings are silent inside; cheap within another of these."""
     with _Quiet.lock:
         if _Quiet.inside == 0:
             _Quiet.caught = warnings.catch_warnings()
@@ -222,34 +227,3 @@ def _over_black(pixels: Pixels) -> Pixels:
             part[..., :-1] * part[..., -1:].astype(np.uint16) + 127
         ) // 255
     return out
-
-
-def encode_thumbnail(pixels: Pixels, side: int = 48, max_bytes: int = 1536) -> bytes:
-    """(H, W[, C]) -> WebP of at most ``side`` pixels a side and ``max_bytes`` bytes.
-
-    Other types than uint8 are stretched to their own range; of other channel counts than 3 the
-    first is shown. Quality falls, and then the side, until it fits.
-    """
-    if pixels.ndim == 3 and pixels.shape[2] != 3:
-        pixels = pixels[..., 0]
-    if pixels.dtype != np.uint8:
-        step = max(1, max(pixels.shape[:2]) // (8 * side))
-        pixels = _stretched(pixels[::step, ::step])
-    image = Image.fromarray(np.ascontiguousarray(pixels))
-    large = max(image.size) > 8 * side
-    filter_ = Image.Resampling.BOX if large else Image.Resampling.BICUBIC
-    image.thumbnail((side, side), filter_)
-    for quality in (80, 60, 40, 20, 5):
-        buffer = io.BytesIO()
-        image.save(buffer, "WEBP", quality=quality, method=2)
-        if buffer.tell() <= max_bytes:
-            return buffer.getvalue()
-    if side < 2:
-        raise ValueError(f"no thumbnail fits {max_bytes} bytes; allow 100 at least")
-    return encode_thumbnail(np.asarray(image), side // 2, max_bytes)
-
-
-def _stretched(pixels: Pixels) -> Pixels:
-    values = pixels.astype(np.float64)
-    low, high = float(values.min()), float(values.max())
-    return ((values - low) * (255.0 / max(high - low, 1e-12))).astype(np.uint8)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines import calibrate, scratch
+from pipelines.allocator import keep_freed_memory
 from pipelines.carried import Carried
 from pipelines.efficiency import Rates
 from pipelines.errors import ModelMismatchError
@@ -268,6 +269,7 @@ def load_embedder(settings: WorkerSettings, place: Path) -> Embedder:
     from eqmodel import Embedder
 
     faultpoint("worker.load")
+    keep_freed_memory()
     torch.set_num_threads(settings.threads)
     folder = Path(settings.model_folder)
     if not folder.is_dir():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 MAX_REPLANS = 3
 HEARTBEAT_S = 60.0
+LOOKS_AT_ONCE = 32
 LEAST_ROWS_TO_JUDGE = 100
 """The share of rows without an image (rejected, or ``!damaged``) is held against a run only when it
 added at least so many."""
@@ -40,6 +43,7 @@ class EmbeddingRun:
         self._job, self._table, self._progress, self._started = job, table, progress, started
         self._clock = Clock()
         self._waiting: list[Receipt] = []
+        self._held: dict[str, bool] = {}
         self._seen = 0
         self._landed: list[Receipt] = []
         self._removed: list[KnownFile] = []
@@ -126,14 +130,26 @@ class EmbeddingRun:
             log_format=log().format,
         )
         return PoolSettings(
-            layout, worker, settings.deadline_s, workers=growth, leaving=growth.leaving
-        )
+            layout, worker, settings.deadline_s, workers=growth, leaving=growth.leaving,
+            expect=self._expect,
+        )  # fmt: skip
 
     # -- what the pool calls ------------------------------------------------------------------
 
+    def _expect(self, receipts: Sequence[Receipt]) -> None:
+        """Look for the files of several receipts at once: a store far away takes its time, and one
+        after another the driver would take fewer receipts than many workers send."""
+        if len(receipts) > 1 and not self._job.store.is_local:
+            with ThreadPoolExecutor(min(len(receipts), LOOKS_AT_ONCE)) as threads:
+                held = list(threads.map(self._table.holds, receipts))
+            self._held = {
+                receipt.path: there for receipt, there in zip(receipts, held, strict=True)
+            }
+
     def _take(self, receipt: Receipt) -> bool:
         """Believe a receipt only when its file is there, whole."""
-        if not self._table.holds(receipt):
+        held = self._held.pop(receipt.path, None)
+        if not (self._table.holds(receipt) if held is None else held):
             return False
         self._waiting.append(receipt)
         self._seen += receipt.num_embedded + receipt.num_rejected

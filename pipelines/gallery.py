@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from eqmodel.errors import OrbitError
-from pipelines.decode import encode_thumbnail
 from pipelines.errors import NotPublishedError
 from pipelines.index import Sidecar
 from pipelines.originals import read_originals
 from pipelines.pictures import from_pixels, open_picture
 from pipelines.storage import Folder
 from pipelines.table import EmbeddingTable, PublicationRow, RowGroups
+from pipelines.thumbnails import encode_thumbnail
 from pipelines.turning import Look, look_of
 
 HELD_BYTES, HELD_MADE, HELD_FILES = 128 << 20, 4_096, 256

@@ -4,6 +4,7 @@
 |---|---|
 | looks.py | thumbnails as they are compared |
 | rings.py | a fingerprint that no turn moves: proposals beside those of the embedding |
+| sampling.py | values between pixels |
 | polar.py | all turns of two pictures at once |
 | aligning.py | turn, scale and shift between two pictures |
 | agreeing.py | whether two pictures laid over each other are one |

@@ -21,7 +21,7 @@ from pipelines.pictures import Pose, poses_of
 BATCH = 256
 NOISE = 2.0
 """Grey levels (root mean square) that compression leaves: less contrast than that is none."""
-FAINT, RIVAL = 0.55, 0.15
+FAINT, RIVAL = 0.55, 0.05
 """A turn whose rings correlate less, or so much less than another, is not followed further."""
 MARGIN = 1.5
 """Pixels at the border that are not aligned by: a crop leaves something else there."""
@@ -65,8 +65,8 @@ NAMES = ("cost", "picture", "angle", "mirror")
 
 def _nothing(num: int) -> Fits:
     """What fits not at all."""
-    zeros = np.zeros((2, num), np.float32)
-    return Fits(np.full(num, NEVER, np.float32), *zeros, np.zeros(num, bool))
+    zero, none = np.zeros(num, np.float32), np.zeros(num, bool)
+    return Fits(np.full(num, NEVER, np.float32), zero, zero.copy(), none)
 
 
 class Agreeing:
@@ -226,18 +226,20 @@ def _frames(left: Sequence[Plane], right: Sequence[Plane], poses: Sequence[Pose]
 
 
 def _fineness(left: Sequence[Plane], right: Sequence[Plane], mask: Plane | None = None) -> Plane:
-    """(P,): the share that detail has in the variance of two pictures, geometric mean, and a
-    little for what is never lost."""
-    shares = np.stack([_variance(d, mask) + 1 for _, d in (left, right)]) / np.stack(
-        [_variance(p, mask) + NOISE * NOISE for p, _ in (left, right)]
-    )
-    found: Plane = np.sqrt(shares[0] * shares[1]) + LEAST
+    """(P,): the share that detail has in the variance of the finer of two pictures (the other may
+    have lost it), and a little for what is never lost."""
+    shares = [
+        (_variance(detail, mask) + 1) / (_variance(picture, mask) + NOISE * NOISE)
+        for picture, detail in (left, right)
+    ]
+    found: Plane = np.maximum(*shares) + LEAST
     return found
 
 
 def _variance(values: Plane, mask: Plane | None) -> Plane:
     if mask is None:
-        return values.var(1)
+        spread: Plane = values.var(1)
+        return spread
     num = np.maximum(mask.sum(1), 1)
     mean = np.einsum("pn,pn->p", values, mask) / num
     found: Plane = np.einsum("pn,pn,pn->p", values, values, mask) / num - mean * mean

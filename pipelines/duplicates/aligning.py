@@ -12,14 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.duplicates.looks import SIDE, Plane
+from pipelines.duplicates.sampling import CENTRE, bilinear
 
-STEPS = 6
+STEPS = 5
 MAX_SHIFT, MAX_SCALE = 3.0, 0.15
 """Pixels, and logarithm of the scale: what a slight crop moves, and no more."""
 LARGEST = np.array([0.2, 0.08, 1.5, 1.5], np.float32)
 """The longest step: where the pictures have little in common the system asks for absurd ones."""
-
-CENTRE = np.float32((SIDE - 1) / 2)
 
 Warp = NDArray[np.float32]
 """(P, 4): angle counter-clockwise in radians, logarithm of the scale, shift right, shift down."""
@@ -51,17 +50,7 @@ class Points:
 
     def warped(self, pictures: Plane, warps: Warp) -> Plane:
         """(P, SIDE, SIDE) -> (P, n): each picture turned, scaled and shifted, bilinear."""
-        x, y = ((v + CENTRE).clip(0, SIDE - 1.001) for v in self.sources(warps))
-        left, top = x.astype(np.int32), y.astype(np.int32)
-        x -= left.astype(np.float32)
-        y -= top.astype(np.float32)
-        place = top * SIDE + left + (np.arange(len(pictures), dtype=np.int32) * SIDE**2)[:, None]
-        flat = pictures.reshape(-1)
-        upper, lower = flat[place], flat[place + SIDE]
-        upper += x * (flat[place + 1] - upper)
-        lower += x * (flat[place + SIDE + 1] - lower)
-        upper += y * (lower - upper)
-        return upper
+        return bilinear(pictures, *self.sources(warps))
 
 
 def _disc(every: int) -> Points:
@@ -98,7 +87,7 @@ def aligned(left: Plane, right: Plane, reach: Plane, start: Warp) -> tuple[Warp,
 
 def unit(values: Plane, mask: Plane) -> Plane:
     """(P, n) -> mean 0 and length 1 within the mask, 0 outside."""
-    found = values - (np.einsum("pn,pn->p", values, mask) / mask.sum(1))[:, None]
+    found: Plane = values - (np.einsum("pn,pn->p", values, mask) / mask.sum(1))[:, None]
     found *= mask
     found /= (np.sqrt(np.einsum("pn,pn->p", found, found)) + 1e-6)[:, None]
     return found

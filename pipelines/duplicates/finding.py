@@ -22,6 +22,9 @@ from pipelines.duplicates.stars import Bond, Bonds, Member, stars
 from pipelines.index import Neighbours, Rows, nearest_vectors
 from pipelines.pictures import Pose, poses_of
 
+STEP, VALLEY = 1.1, 1.25
+"""Limits are tried a tenth apart, and pairs counted that cost up to a quarter more or less."""
+
 
 @dataclass(frozen=True)
 class DuplicateOptions:
@@ -30,10 +33,9 @@ class DuplicateOptions:
     Proposed are the ``nearest`` of each image by embedding that score ``threshold`` or more, all
     ten that score ``close``, and its two nearest by ring spectrum from ``rings`` on. Confirmed is
     what costs (agreeing.py) ``least_cost`` at most, and up to ``most_cost`` until the crowd of
-    look-alikes begins: where a quarter more would add ``crowd`` of what is confirmed so far. Where
-    an image has no thumbnail only a score of ``certain`` counts. At most ``max_pairs`` of the
-    best-scoring proposals are looked at; of more than ``max_rings`` images no ring spectra are
-    made.
+    look-alikes begins. Where an image has no thumbnail only a score of ``certain`` counts.
+    At most ``max_pairs`` of the nearest proposals are looked at; of more than ``max_rings``
+    images no ring spectra are made.
     """
 
     threshold: float = 0.6
@@ -42,9 +44,8 @@ class DuplicateOptions:
     rings: float = 0.85
     least_cost: float = 0.05
     most_cost: float = 0.25
-    crowd: float = 0.04
     certain: float = 0.9999
-    max_pairs: int = 400_000
+    max_pairs: int = 250_000
     max_rings: int = 200_000
 
 
@@ -85,13 +86,12 @@ def find_duplicates(
     same = _first_with_digest(rows)
     firsts = np.flatnonzero(same == np.arange(len(same)))
     everything = len(firsts) <= options.max_rings
-    proposed, scores = _by_embedding(near, same, options)
+    proposals = [_by_embedding(near, same, options)]
+    proposed = proposals[0].pairs
     looks = Looks.of(firsts if everything else np.unique(proposed), rows.ids, thumbnails)
     if everything:
-        more, more_scores = _by_rings(looks, options)
-        proposed = np.concatenate([proposed, more])
-        scores = np.concatenate([scores, more_scores])
-    pairs = _best_first(proposed, scores)
+        proposals.append(_by_rings(looks, options))
+    pairs = _best_first(proposals)
     compare = _Comparing(rows, looks, group, options)
     looked_at = pairs[: options.max_pairs]
     bonds = compare(looked_at)
@@ -112,27 +112,40 @@ def _first_with_digest(rows: Rows) -> Ints:
     return found
 
 
-def _by_embedding(near: Neighbours, same: Ints, options: DuplicateOptions) -> tuple[Ints, Plane]:
-    """(P, 2) pairs of rows and their scores; the first of byte-equal rows stands for all."""
+@dataclass(frozen=True)
+class _Proposals:
+    """Pairs of rows (P, 2), each with the place (P,) among the neighbours of one, and its score."""
+
+    pairs: Ints
+    places: Ints
+    scores: Plane
+
+
+def _by_embedding(near: Neighbours, same: Ints, options: DuplicateOptions) -> _Proposals:
+    """By embedding; the first of byte-equal rows stands for all."""
     rank = np.arange(near.scores.shape[1])
     wanted = (near.scores >= options.threshold) & (rank < options.nearest)
     mine, place = np.nonzero(wanted | (near.scores >= options.close))
     pairs = np.stack([same[mine], same[near.rows[mine, place]]], 1)
     apart = pairs[:, 0] != pairs[:, 1]
-    return pairs[apart], near.scores[mine, place][apart]
+    return _Proposals(pairs[apart], place[apart], near.scores[mine, place][apart])
 
 
-def _by_rings(looks: Looks, options: DuplicateOptions) -> tuple[Ints, Plane]:
-    """(P, 2) pairs of rows whose ring spectra are nearest, and their scores."""
+def _by_rings(looks: Looks, options: DuplicateOptions) -> _Proposals:
+    """By ring spectrum."""
     near = nearest_vectors(ring_spectra(looks), 2)
     mine, place = np.nonzero(near.scores >= options.rings)
     pairs = np.stack([looks.rows[mine], looks.rows[near.rows[mine, place]]], 1)
-    return pairs, near.scores[mine, place]
+    return _Proposals(pairs, place, near.scores[mine, place])
 
 
-def _best_first(pairs: Ints, scores: Plane) -> Ints:
-    """Each pair once, the lower row first, best score first."""
-    pairs = np.sort(pairs, axis=1)[np.argsort(-scores, kind="stable")]
+def _best_first(proposals: Sequence[_Proposals]) -> Ints:
+    """Each pair once, the lower row first: nearest neighbours before second ones, and so on, among
+    each the best score first."""
+    pairs = np.sort(np.concatenate([part.pairs for part in proposals]), axis=1)
+    scores = np.concatenate([part.scores for part in proposals])
+    places = np.concatenate([part.places for part in proposals])
+    pairs = pairs[np.lexsort((-scores, places))]
     _, first = np.unique(pairs, axis=0, return_index=True)
     found: Ints = pairs[np.sort(first)]
     return found
@@ -178,16 +191,18 @@ class _Comparing:
 def before_the_crowd(costs: Plane, options: DuplicateOptions) -> float:
     """The cost up to which pairs are confirmed.
 
-    Copies cost little, and between them and the look-alikes of most collections lies a gap; where
-    there is none (digits, of which many are nearly one) the limit stays below the crowd.
+    Copies cost little, look-alikes more; how much differs between digits, of which many are nearly
+    one, and textures. The limit lies where fewest pairs cost about so much: in the valley between,
+    at its far end, as well as such counts can tell.
     """
-    ordered, limit = np.sort(costs), options.least_cost
-    while limit < options.most_cost:
-        within, beyond = np.searchsorted(ordered, [limit, limit * 1.25], "right").tolist()
-        if beyond - within > options.crowd * within + 1:
-            break
-        limit *= 1.05
-    return min(limit, options.most_cost)
+    steps = int(np.log(options.most_cost / options.least_cost) / np.log(STEP)) + 1
+    limits = options.least_cost * STEP ** np.arange(max(1, steps))
+    ordered = np.sort(costs)
+    beyond, before = (np.searchsorted(ordered, limits * f) for f in (VALLEY, 1 / VALLEY))
+    crowd = beyond - before
+    first, least = int(crowd.argmin()), int(crowd.min())
+    steep = np.flatnonzero(crowd[first:] > least + 1.5 * least**0.5)
+    return float(limits[first + steep[0] - 1] if len(steep) else limits[-1])
 
 
 def _with_twins(parts: Sequence[Sequence[Member]], same: Ints) -> list[DuplicateGroup]:

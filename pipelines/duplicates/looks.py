@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,8 @@ RINGS = 4
 """Of so many rings about the centre the mean colour is kept: a turn does not move it."""
 
 Ints = NDArray[np.int64]
-Plane = NDArray[np.float32]
+Plane = NDArray[Any]
+"""float32."""
 
 
 class Thumbnails(Protocol):
@@ -66,7 +67,8 @@ class Looks:
     @property
     def reach(self) -> Plane:
         """(M,): the radius of the disc that a turn leaves within the picture."""
-        return self.half.min(1)
+        found: Plane = self.half.min(1)
+        return found
 
     def places(self, rows: Ints) -> Ints:
         """Where rows lie in the arrays; -1 for those that have no look."""
@@ -86,8 +88,8 @@ def smoothed(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def look_of(picture: Image.Image) -> tuple[NDArray[np.uint8], tuple[float, float], Plane]:
-    """grey, half and tint of one picture. Its sides are even, as the square's are: so it lies in the
-    middle to the pixel, whichever way it is turned."""
+    """grey, half and tint of one picture. Its sides are even, as the square's are: so it lies in
+    the middle to the pixel, whichever way it is turned."""
     scale = SIDE / max(picture.size)
     width, height = (2 * max(1, round(length * scale / 2)) for length in picture.size)
     small = picture.resize((width, height), Image.Resampling.LANCZOS).convert("YCbCr")

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipelines.duplicates.looks import SIDE, Looks, Plane
+from pipelines.duplicates.looks import Looks, Plane
+from pipelines.duplicates.sampling import bilinear
 
 RINGS, ORDERS, ANGLES, BATCH = 8, 9, 64, 512
 
-_ANGLE = 2 * np.pi * np.arange(ANGLES) / ANGLES
+_ANGLE = (2 * np.pi * np.arange(ANGLES) / ANGLES).astype(np.float32)
+_COS, _SIN = np.cos(_ANGLE), np.sin(_ANGLE)
 _SHARE = ((np.arange(RINGS) + 0.5) / RINGS).astype(np.float32)
 
 
@@ -34,15 +36,7 @@ def ring_spectra(looks: Looks) -> Plane:
 
 def _rings(pictures: Plane, reach: Plane) -> Plane:
     """(P, SIDE, SIDE) -> (P, RINGS, ANGLES), bilinear; rings reach to the nearer border."""
-    centre, num = (SIDE - 1) / 2, len(pictures)
     radius = (0.97 * reach[:, None] * _SHARE)[:, :, None]
-    x = (centre + radius * np.cos(_ANGLE)).reshape(num, -1).astype(np.float32)
-    y = (centre - radius * np.sin(_ANGLE)).reshape(num, -1).astype(np.float32)
-    x, y = x.clip(0, SIDE - 1.001), y.clip(0, SIDE - 1.001)
-    left, top = x.astype(np.int32), y.astype(np.int32)
-    x, y = x - left.astype(np.float32), y - top.astype(np.float32)
-    place = top * SIDE + left + (np.arange(num, dtype=np.int32) * SIDE**2)[:, None]
-    flat = pictures.reshape(-1)
-    upper = flat[place] * (1 - x) + flat[place + 1] * x
-    lower = flat[place + SIDE] * (1 - x) + flat[place + SIDE + 1] * x
-    return (upper * (1 - y) + lower * y).reshape(num, RINGS, ANGLES)
+    x, y = (radius * _COS).reshape(len(reach), -1), (-radius * _SIN).reshape(len(reach), -1)
+    found: Plane = bilinear(pictures, x, y).reshape(len(reach), RINGS, ANGLES)
+    return found

@@ -66,15 +66,16 @@ def stars(known: Bonds, compare: Compare) -> list[list[Member]]:
         free = {_reference(part, beside): part for part in waiting}
         waiting = []
         for reference, members in _grow(free, beside, known, compare).items():
-            left = free[reference] - {reference, *(member.row for member in members)}
+            rest = free[reference] - {reference, *(member.row for member in members)}
             groups.append([Member(reference, Pose(), None), *members])
-            waiting += _parts(left, beside)
+            waiting += _parts(rest, beside)
     return groups
 
 
 def _parts(rows: set[int], beside: Beside) -> list[set[int]]:
     """The connected parts of two and more among some rows."""
-    left, parts = set(rows), []
+    left = set(rows)
+    parts: list[set[int]] = []
     for row in sorted(rows):
         if row not in left:
             continue

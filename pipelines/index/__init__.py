@@ -15,6 +15,7 @@ from pipelines.index.rows import (
     collect,
     collected_columns,
     file_sha256,
+    files_sha256,
     with_etags,
 )
 from pipelines.index.searching import OrbitIndex
@@ -58,6 +59,7 @@ __all__ = [
     "decide",
     "exact_top",
     "file_sha256",
+    "files_sha256",
     "find_change",
     "fold_index",
     "held_out_rows",

@@ -67,6 +67,10 @@ class Asked:
     threads: int = 0
     seed: int = 0
 
+    def measuring(self) -> Asked:
+        """Without the queries that an index is tuned by: for one that was tuned before."""
+        return self if len(self.held_out) < 2 else replace(self, held_out=self.held_out[1::2])
+
     def truth(self, vectors: Stored, alive: NDArray[np.bool_] | None = None) -> Truth:
         """The exact answers: first those of the held-out rows, then of the turned copies."""
         queries, own = np.asarray(vectors[self.held_out]), self.held_out
@@ -165,9 +169,10 @@ def measured(
 ) -> IndexSpec:
     """Set the index to the target and measure its recall by other queries than it was tuned by.
 
-    With ``most`` it was tuned before: it stays as it is, but for more lists, up to so many.
+    With ``most`` it was tuned before: it stays as it is, but for more lists, up to so many, and
+    ``truth`` is of ``asked.measuring()`` alone.
     """
-    tuning, measuring = _halves(truth, len(asked.held_out))
+    tuning, measuring = _halves(truth, len(asked.held_out)) if most is None else (truth, truth)
     meter = _Meter(index, rows)
     if index.nlist and most is None:
         _tune(index, meter, tuning, asked.target, factors_of(spec.kind))

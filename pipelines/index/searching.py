@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,6 +13,8 @@ from numpy.typing import NDArray
 
 from pipelines.index.recall import RowNumbers, Scores, Vectors
 
+FEW = 8
+"""Up to so many queries are answered by one thread."""
 SPARE = 8
 """So many more are asked of a base with tombstones, in case one of them is among the best."""
 
@@ -61,7 +65,12 @@ class OrbitIndex:
         An inverted file whose probed lists hold fewer than k is asked again with more of them.
         """
         queries = np.ascontiguousarray(queries, np.float32)
-        use_threads(threads)
+        with _threads_for(len(queries), threads):
+            return self._search(queries, k, nprobe, factor)
+
+    def _search(
+        self, queries: Vectors, k: int, nprobe: int, factor: int
+    ) -> tuple[Scores, RowNumbers]:
         probes, k = nprobe or self.nprobe, min(k, max(1, len(self)))
         wanted = min(k * (factor or self.factor), max(1, len(self)))
         scores, ids = self._best(queries, k, wanted, probes)
@@ -138,6 +147,21 @@ def _first(scores: Scores, ids: RowNumbers, k: int) -> tuple[Scores, RowNumbers]
         ids = np.pad(ids, missing, constant_values=-1)
     order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     return np.take_along_axis(scores, order, 1), np.take_along_axis(ids, order, 1)
+
+
+@contextmanager
+def _threads_for(num_queries: int, threads: int) -> Iterator[None]:
+    """FAISS's threads while so many queries are asked: one for a few.
+
+    A query takes a fraction of a millisecond; threads that are woken for it, and wait for one that
+    another process has put aside, take ten (990,000 embeddings, two cores, others at work).
+    """
+    before = faiss.omp_get_max_threads()
+    use_threads(1 if num_queries <= FEW else threads)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
 
 
 def use_threads(threads: int) -> None:

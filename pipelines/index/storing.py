@@ -45,12 +45,15 @@ def open_index(
     return OrbitIndex(base, spec.nprobe, spec.factor, rows, delta, dead)
 
 
-def read_index(path: Path, sha256: str, spec: IndexSpec, num: int, mapped: bool = False) -> Any:
-    """One FAISS index of ``num`` vectors; see ``open_index``."""
-    found = file_sha256(path)
-    if found != sha256:
+def read_index(
+    path: Path, sha256: str | None, spec: IndexSpec, num: int, mapped: bool = False
+) -> Any:
+    """One FAISS index of ``num`` vectors; see ``open_index``. Without a digest for a file that was
+    checked just now."""
+    found = sha256 if sha256 is None else file_sha256(path)
+    if found is not None and found != sha256:
         raise ArtifactError(
-            f"{path.name} has sha256 {found[:12]}, {sha256[:12]} was published; "
+            f"{path.name} has sha256 {found[:12]}, {str(sha256)[:12]} was published; "
             "delete the cache, or publish again"
         )
     limit = max(1 << 20, 2 * path.stat().st_size)

@@ -52,14 +52,11 @@ class Previous:
 
     def base(self, mapped: bool = True) -> Any:
         """The base of the index; one that is not mapped may be changed."""
-        digest = self.digests["index.faiss"]
-        return read_index(
-            self.folder / "index.faiss", digest, self.spec, self.spec.base_num, mapped
-        )
+        return read_index(self.folder / "index.faiss", None, self.spec, self.spec.base_num, mapped)
 
     def trained(self) -> Any:
         """The same centroids without a vector."""
-        return read_index(self.folder / TRAINED, self.digests[TRAINED], self.spec, 0)
+        return read_index(self.folder / TRAINED, None, self.spec, 0)
 
 
 @dataclass(frozen=True)
@@ -255,7 +252,7 @@ def _judged(
     if before.fit and fit > DRIFTED * before.fit:
         why = f"1 - score with the centroids is {fit:.4f} on average, {before.fit:.4f} in training"
         return index, spec, why
-    truth = asked.truth(rows.vectors, alive)
+    truth = asked.measuring().truth(rows.vectors, alive)
     most = min(index.nlist, MORE_PROBES * before.nprobe)
     spec = measured(index, rows, spec, truth, asked, most)
     recall = float(spec.recall["recall"])

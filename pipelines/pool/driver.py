@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from pipelines.failures import Failure
 from pipelines.layout import Layout
 from pipelines.pool.actor import Ready
 from pipelines.pool.growth import node_is_lost
-from pipelines.pool.slots import Slot
+from pipelines.pool.slots import Slot, answered
 from pipelines.table import Receipt
 
 POLL_S = 0.2
@@ -43,7 +43,8 @@ class PoolSettings:
     """``deadline_s``: seconds without any progress after which a worker counts as stuck.
 
     ``workers`` tells how many actors there may be now, ``leaving`` on which nodes nothing new is to
-    begin, where that changes (``growth.py``).
+    begin, where that changes (``growth.py``). ``expect`` is told all receipts of one look before
+    they are handed on one by one.
     """
 
     layout: Layout
@@ -52,6 +53,7 @@ class PoolSettings:
     run: str = "run"
     workers: Callable[[], int] | None = None
     leaving: Callable[[], Collection[str]] = tuple
+    expect: Callable[[Sequence[Receipt]], None] = lambda receipts: None
 
 
 class Pool:
@@ -204,19 +206,16 @@ class Pool:
         if not waiting:
             time.sleep(POLL_S)
             return None
-        done, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=0)
-        if not done:
-            done, _ = ray.wait(list(waiting), num_returns=1, timeout=POLL_S)
-        for ref in done:
+        answers = answered(list(waiting), POLL_S)
+        self._settings.expect([a for a in answers.values() if isinstance(a, Receipt)])
+        for ref, answer in answers.items():
             slot = waiting[ref]
             if slot not in self._slots:
                 continue  # died of an earlier one of these
-            try:
-                result = ray.get(ref)
-            except RayError as error:
-                self._bury(slot, dispatch, str(error), lost=node_is_lost(error))
+            if isinstance(answer, RayError):
+                self._bury(slot, dispatch, str(answer), lost=node_is_lost(answer))
                 continue
-            fatal = self._take(slot, ref, result, dispatch)
+            fatal = self._take(slot, ref, answer, dispatch)
             if fatal is not None:
                 return fatal
         return None

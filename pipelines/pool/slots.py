@@ -95,6 +95,21 @@ class Slot:
             _LOGGER.info("%s could not be ended on its machine: %s", self.name, error)
 
 
+def answered(asked: list[Any], wait_s: float) -> dict[Any, Any]:
+    """What has been answered of ``asked``, each as its result or as the RayError it met; waits for
+    the first one, ``wait_s`` at most."""
+    done, _ = ray.wait(asked, num_returns=len(asked), timeout=0)
+    if not done:
+        done, _ = ray.wait(asked, num_returns=1, timeout=wait_s)
+    found: dict[Any, Any] = {}
+    for ref in done:
+        try:
+            found[ref] = ray.get(ref)
+        except RayError as error:
+            found[ref] = error
+    return found
+
+
 def _answer(asked: Any) -> Any | None:
     """What was answered, None while nothing was (or when the actor is gone: its loading and its
     works will tell).

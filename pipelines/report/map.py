@@ -42,9 +42,7 @@ class CollectionMap:
         }
 
 
-def draw_map(
-    rows: Rows, points: int = POINTS, seed: int = 0, threads: int = 0
-) -> CollectionMap:
+def draw_map(rows: Rows, points: int = POINTS, seed: int = 0, threads: int = 0) -> CollectionMap:
     """Lay out at most ``points`` rows, chosen at random; fewer than 3 have no map."""
     num = len(rows)
     chance = np.random.default_rng(seed)

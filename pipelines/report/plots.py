@@ -10,12 +10,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pipelines.report.findings import Findings
-from pipelines.report.palette import PALETTE, colour_of
+from pipelines.report.palette import colour_of
 
 WIDTH, HEIGHT, DPI = 8.0, 5.0, 200
 INK, QUIET, LINE, ACCENT = "#1d1c1a", "#6d6860", "#e6e2d9", "#2f5fa8"
 MOST = 40
-"""Clusters drawn in the plot of sizes, the largest."""
+"""Clusters that are named on the map and drawn by size, the largest."""
 
 
 def map_plot(found: Findings) -> Figure | None:
@@ -32,7 +32,7 @@ def map_plot(found: Findings) -> Figure | None:
     axes.scatter(points[:, 0], -points[:, 1], s=size, c=colours, linewidths=0, alpha=0.85)
     axes.set_axis_off()
     # Each cluster's id where most of it lies.
-    for cluster in found.clustering.clusters[: len(PALETTE)]:
+    for cluster in found.clustering.clusters[:MOST]:
         mine = points[assigned == cluster.id]
         if len(mine) >= 3:
             x, y = np.median(mine, axis=0)

@@ -87,7 +87,7 @@ def scenes(num: int, things: list[Pixels], seed: int = 0) -> list[Pixels]:
     return made
 
 
-def patches(folder: str | None, seed: int = 0, at_least: float = 6.0) -> list[Pixels]:
+def patches(folder: str | None, seed: int = 0, at_least: float = 15.0) -> list[Pixels]:
     """Pieces of photographs that do not overlap, of odd sizes, without those of no contrast: of the
     two that come with scikit-learn, and of what lies in ``folder``."""
     chance = np.random.default_rng(seed)
@@ -190,7 +190,7 @@ def cropped(pixels: Pixels, chance: Chance) -> Pixels:
     """Up to 4% off each side, at least one pixel in all."""
     height, width = pixels.shape[:2]
     off = chance.uniform(0, 0.04, 4) * (height, height, width, width)
-    top, bottom, left, right = (int(round(v)) for v in off)
+    top, bottom, left, right = (round(v) for v in off)
     if top + bottom + left + right == 0:
         top = 1
     return pixels[top : height - bottom, left : width - right]

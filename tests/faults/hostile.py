@@ -10,8 +10,9 @@ from pathlib import Path
 
 import psutil
 
-from pipelines.decode import decode, encode_thumbnail
+from pipelines.decode import decode
 from pipelines.errors import Rejected
+from pipelines.thumbnails import encode_thumbnail
 
 
 def peak() -> int:

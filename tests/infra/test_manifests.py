@@ -164,6 +164,23 @@ def test_versions_are_the_pinned_ones() -> None:
         assert f"ray=={re.findall(r'rayVersion: (.*)', text)[0]}\n" in constraints
 
 
+def test_everything_that_is_asked_for_is_pinned() -> None:
+    """`make audit` and `make sbom` tell of what is installed: one exact version of everything."""
+    import tomllib
+
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = [line for line in lines if line and not line.startswith("#")]
+    assert all(re.fullmatch(r"[a-z0-9][a-z0-9._-]*==\d[\w.]*", pin, re.I) for pin in pins)
+    pinned = {re.sub(r"[._]", "-", pin.partition("==")[0]).lower() for pin in pins}
+    assert len(pinned) == len(pins)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    asked = [*project["dependencies"], *(words for extra in extras.values() for words in extra)]
+    names = {re.match(r"[\w.-]+", words)[0].lower() for words in asked}  # type: ignore[index]
+    missing = {re.sub(r"[._]", "-", name) for name in names} - pinned
+    assert missing <= {"faiss-gpu"}, missing  # it takes the place of faiss-cpu
+
+
 def test_compose_closes_what_it_can() -> None:
     for name, service in COMPOSE["services"].items():
         assert service["cap_drop"] == ["ALL"], name

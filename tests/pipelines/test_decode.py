@@ -16,8 +16,9 @@ import pytest
 import tifffile
 from PIL import Image, ImageOps
 
-from pipelines.decode import Caps, decode, encode_thumbnail
+from pipelines.decode import Caps, decode
 from pipelines.errors import Rejected
+from pipelines.thumbnails import encode_thumbnail
 
 GREY = np.array([[0, 100], [200, 255], [7, 8]], np.uint8)
 COLOUR = np.stack([GREY, GREY // 2, 255 - GREY], -1)

@@ -125,7 +125,7 @@ def test_one_outline_with_other_detail_is_no_duplicate() -> None:
 def test_a_chain_of_look_alikes_is_not_one_group() -> None:
     a, z = np.asarray(picture(1), np.float32), np.asarray(picture(2), np.float32)
     steps = [Image.fromarray((a + (z - a) * t).astype(np.uint8)) for t in (0, 0.06, 0.12, 0.18)]
-    options = DuplicateOptions(most_cost=0.2, crowd=9.0)
+    options = DuplicateOptions(least_cost=0.2)
     scores = np.full((4, 4), 0.995, np.float32) + 0.005 * np.eye(4, dtype=np.float32)
     found, _ = found_among(steps, scores, options=options)
     assert found.groups

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jsonschema import Draft202012Validator
 
+from pipelines.drift import FAR
 from pipelines.publication import publish
 from pipelines.report import schema
 from tests.conftest import png
@@ -100,7 +101,7 @@ def test_a_night_with_other_images_says_that_the_model_may_not_fit(
     facts = json.loads((folder / "report.json").read_bytes())
     Draft202012Validator(schema()).validate(facts)
     assert (facts["drift"]["verdict"], facts["drift"]["num_added"]) == ("unfit", 30)
-    assert facts["drift"]["arrivals"]["unfamiliar_share"] > 0.5
+    assert facts["drift"]["arrivals"]["share"] > FAR
     told = row.facts["drift"]
     assert (told["verdict"], told["word"]) == ("unfit", facts["drift"]["word"])
     assert told["arrivals_distance"] > told["arrivals_threshold"]

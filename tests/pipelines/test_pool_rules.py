@@ -1,6 +1,7 @@
 """The rules behind the pool, without Ray: layout, dispatch, failures, efficiency."""
 
 import errno
+from dataclasses import replace
 
 import pytest
 
@@ -9,7 +10,7 @@ from pipelines.dispatch import Dispatch
 from pipelines.efficiency import Demand, Rates, ideal, ratio
 from pipelines.errors import AccessDenied, ObjectChanged, ObjectMissing, SettingsError, StorageError
 from pipelines.failures import Failure, failure_of
-from pipelines.layout import Layout, WorkerFlags, lay_out
+from pipelines.layout import Layout, WorkerFlags, grown, lay_out
 from pipelines.shards import Shard
 
 
@@ -46,6 +47,34 @@ def test_a_worker_fits_on_a_machine_of_the_cluster() -> None:
     """Two shards on three machines of four CPUs: not six CPUs each, which none of them has."""
     assert lay_out(12, 0, 2, WorkerFlags(), None, 4.0).cpus_per_worker == 4.0
     assert lay_out(12, 0, 2, WorkerFlags()).cpus_per_worker == 6.0
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("4G", 4 << 30), ("512M", 512 << 20), ("1.5GiB", 3 << 29), ("2097152", 2 << 20)],
+)
+def test_memory_is_set_aside_for_each_worker(text: str, size: int) -> None:
+    flags = WorkerFlags.parse(None, memory=text)
+    assert flags.memory_per_worker == size
+    made = lay_out(16, 0, 100, flags, memory=3.5 * size)
+    assert (made.workers, made.memory_per_worker) == (3, size)
+
+
+@pytest.mark.parametrize("text", ["lots", "4X", "-4G", "100K", "0"])
+def test_a_memory_that_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(SettingsError, match=f"--memory-per-worker {text}: expected a size"):
+        WorkerFlags.parse(None, memory=text)
+
+
+def test_a_cluster_that_grows_is_used_up_to_the_maximum() -> None:
+    flags = WorkerFlags.parse("1:8", 4.0, 1.0)
+    begun = lay_out(0, 0, 100, flags)  # --pods 0:8: nothing is there when it begins
+    assert (begun.workers, begun.cpus_per_worker, begun.gpus_per_worker) == (1, 4.0, 1.0)
+    assert grown(begun, 12, 3, 0, 8).workers == 3
+    assert grown(begun, 64, 16, 0, 8).workers == 8
+    with_memory = replace(begun, memory_per_worker=4 << 30)
+    assert grown(with_memory, 64, 16, float(20 << 30), 8).workers == 5
+    assert grown(replace(begun, workers=3), 4, 1, 0, 8).workers == 3  # none is ended for it
 
 
 def test_a_worker_with_a_gpu_encodes_there() -> None:

@@ -127,7 +127,8 @@ def test_the_next_night_is_compared_and_keeps_cluster_ids(
     store, model_id = embed_here(str(source), str(tmp_path / "store"))
     options = dataclasses.replace(QUICK, clusters=4)
     first = publish(store, model_id, options)
-    assert document(store, first.id)["drift"] == {"previous": None}
+    told = document(store, first.id)["drift"]
+    assert (told["previous"], told["verdict"]) == (None, "first")
     names = [name for name in members if name.endswith(".png")]
     changed = dict(members)
     changed[names[0]] = sample_members(1, shard=1)[names_of(1)[0]]  # other bytes, same key
@@ -143,6 +144,8 @@ def test_the_next_night_is_compared_and_keeps_cluster_ids(
     assert {row["cluster"] for row in found["clusters"]} == {0, 1, 2, 3}
     assert found["num_moved_cluster"] <= 4
     assert second.facts["num_added"] == 2
+    assert found["verdict"] == "alike"  # 40 images of which 3 are new
+    assert second.facts["drift"]["word"] == found["word"]
 
 
 def names_of(shard: int) -> list[str]:

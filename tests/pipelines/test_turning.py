@@ -6,8 +6,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from pipelines.decode import decode, encode_thumbnail
+from pipelines.decode import decode
 from pipelines.pictures import Pose, apply_pose, open_picture
+from pipelines.thumbnails import encode_thumbnail
 from pipelines.turning import Look, look_of, refined
 from tests.pipelines.conftest import sample_members
 

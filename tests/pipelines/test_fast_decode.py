@@ -1,0 +1,112 @@
+"""The fast decoders give what Pillow gives, or leave it to Pillow; stored thumbnails are WebP."""
+
+import io
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipelines.decode import _decode, decode
+from pipelines.fast_decode import decode_plain
+from pipelines.thumbnails import encode_thumbnail, stored_webp
+from pipelines.tiff import Caps
+
+CAPS = Caps()
+SIZES = [(1, 1), (28, 28), (31, 40), (17, 1), (200, 120)]
+
+
+def picture(mode: str, size: tuple[int, int], smooth: bool = True) -> Image.Image:
+    chance = np.random.default_rng(size[0])
+    bands = len(Image.new(mode, (1, 1)).getbands())
+    noise = chance.integers(0, 256, (size[1], size[0], bands), dtype=np.uint8)
+    made = Image.fromarray(noise[..., 0] if bands == 1 else noise, mode if bands == 1 else None)
+    return made.resize((3, 3)).resize(size, Image.Resampling.BICUBIC) if smooth else made
+
+
+def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("PNG", {}),
+        ("PNG", {"compress_level": 0}),
+        ("JPEG", {"quality": 90}),
+        ("JPEG", {"quality": 40, "progressive": True}),
+        ("JPEG", {"subsampling": 0}),
+        ("JPEG", {"subsampling": 1, "restart_marker_rows": 1}),
+    ],
+)
+def test_plain_images_are_decoded_fast_and_as_by_pillow(
+    mode: str, size: tuple[int, int], kind: str, options: dict[str, Any]
+) -> None:
+    for smooth in (True, False):
+        data = encoded(picture(mode, size, smooth), kind, **options)
+        fast = decode_plain(data, CAPS)
+        assert fast is not None
+        slow = _decode(data, CAPS)
+        assert np.array_equal(fast, slow)
+        assert (fast.dtype, fast.shape) == (slow.dtype, slow.shape)
+        assert decode(data).flags.c_contiguous
+
+
+def with_chunk(data: bytes, name: bytes, content: bytes) -> bytes:
+    chunk = struct.pack(">I", len(content)) + name + content
+    return data[:33] + chunk + struct.pack(">I", zlib.crc32(chunk[4:])) + data[33:]
+
+
+def test_all_else_is_left_to_pillow() -> None:
+    grey = picture("L", (28, 28))
+    plain = encoded(grey, "PNG")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    left = {
+        "palette": encoded(grey.convert("P"), "PNG"),
+        "alpha": encoded(grey.convert("LA"), "PNG"),
+        "16 bit": encoded(Image.fromarray(np.zeros((5, 5), np.uint16)), "PNG"),
+        "1 bit": encoded(grey.convert("1"), "PNG"),
+        "transparency": with_chunk(plain, b"tRNS", b"\0\7"),
+        "text": with_chunk(plain, b"tEXt", b"a\0b"),
+        "turned PNG": encoded(grey, "PNG", exif=exif),
+        "turned JPEG": encoded(grey, "JPEG", exif=exif),
+        "CMYK": encoded(grey.convert("CMYK"), "JPEG"),
+        "WebP": encoded(grey, "WEBP"),
+        "cut PNG": plain[:-20],
+        "cut in a chunk": plain[:60],
+        "without its end": plain[:-12],
+        "bad checksum": plain[:-17] + bytes([plain[-17] ^ 1]) + plain[-16:],
+        "bad data": plain[:50] + bytes([plain[50] ^ 255]) + plain[51:],
+        "cut JPEG": encoded(grey, "JPEG")[:-40],
+        "marker only": b"\xff\xd8\xff",
+        "nothing": b"",
+    }
+    for what, data in left.items():
+        assert decode_plain(data, CAPS) is None, what
+    assert decode_plain(plain, Caps(max_pixels=28 * 28 - 1)) is None
+    assert decode_plain(plain, Caps(max_pixels=28 * 28)) is not None
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 48), (28, 28), (29, 30), (38, 38), (30, 48)])
+def test_small_grey_thumbnails_are_lossless(shape: tuple[int, int]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    pixels.flat[:1] = 255
+    data = encode_thumbnail(pixels)
+    assert data == stored_webp(pixels)
+    assert len(data) <= 1536
+    with Image.open(io.BytesIO(data)) as image:
+        assert (image.format, image.mode) == ("WEBP", "RGB")
+        assert np.array_equal(np.asarray(image), np.stack([pixels] * 3, -1))
+
+
+def test_every_grey_value_is_stored_as_it_is() -> None:
+    pixels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    with Image.open(io.BytesIO(stored_webp(pixels))) as image:
+        assert np.array_equal(np.asarray(image)[..., 0], pixels)
