@@ -30,9 +30,10 @@ def affine(norm: FieldNorm) -> tuple[Tensor, Tensor]:
 
 
 class FrozenSeparable(nn.Module):
-    """Features (B, C * G, H, W) -> (B, C' * G, H', W'), channels-last; the element varies fastest.
+    """Features -> features, channels-last, with the ReLU that may follow.
 
-    ``relu``: whether one follows.
+    (B, C * G, H, W) -> (B, C' * G, H', W'), the element varying fastest; under torch.compile (B, G
+    * C, H, W) -> (B, G * C', H', W'), the field varying fastest.
     """
 
     filters: Tensor
@@ -80,13 +81,11 @@ class FrozenSeparable(nn.Module):
         return fields.view(*places, -1).permute(0, 3, 1, 2)
 
     def summed(self, x: Tensor) -> Tensor:
-        """Changes of basis as sums, and fields that vary fastest between them."""
-        order, count = self.order, len(self.lines)
-        by_element = self.filters.unflatten(0, (-1, order)).transpose(0, 1).flatten(0, 1)
-        grouped = x.unflatten(1, (-1, order)).transpose(1, 2).flatten(1, 2)
-        y = self.depthwise(grouped, by_element)
+        """Changes of basis as sums of long rows."""
+        count = len(self.lines)
+        y = self.depthwise(x, by_element(self.filters, self.order))
         places = (len(y), *y.shape[2:])
-        values = y.permute(0, 2, 3, 1).unflatten(3, (order, -1)).flatten(0, 2)  # (B H W, G, C)
+        values = y.permute(0, 2, 3, 1).reshape(-1, self.order, self.lines.shape[1])
         parts = combined(self.sums, values.unbind(1))
         found = list(torch.bmm(torch.stack(parts[:count]), self.lines))
         found[0] = found[0] + self.shift
@@ -97,7 +96,7 @@ class FrozenSeparable(nn.Module):
             both = (torch.cat(pairs) @ wide).unflatten(0, (self.copies, -1)).chunk(2, 2)
             found += [part for component in both for part in component]
         inverse = list(zip(*self.sums, strict=True))
-        fields = torch.stack(combined(inverse, found), 2)  # (B H W, C', G)
+        fields = torch.stack(combined(inverse, found), 1)  # (B H W, G, C')
         fields = F.relu(fields) if self.relu else fields
         return fields.reshape(*places, -1).permute(0, 3, 1, 2)
 
@@ -106,6 +105,11 @@ class FrozenSeparable(nn.Module):
             x, filters, stride=self.stride, padding=self.padding, groups=len(filters)
         )
         return out
+
+
+def by_element(parts: Tensor, order: int) -> Tensor:
+    """Parts (C * G, ...) -> (G * C, ...)."""
+    return parts.unflatten(0, (-1, order)).transpose(0, 1).flatten(0, 1)
 
 
 def combined(matrix: Sequence[Sequence[float]], values: Sequence[Tensor]) -> list[Tensor]:
@@ -154,9 +158,19 @@ class FrozenOctic(nn.Module):
 
     def codes(self, x: Tensor) -> Tensor:
         """The whole batch at once."""
+        if torch.compiler.is_compiling():
+            return self.fused_codes(x)
         x = F.conv2d(channels_last(x), self.lift, self.shift, stride=2, padding=self.padding)
-        flat: Tensor = self.stages(x.relu_()).flatten(1)
-        return flat.reshape(len(x), -1, self.order).transpose(1, 2)
+        out: Tensor = self.stages(x.relu_()).reshape(len(x), -1, self.order)
+        return out.transpose(1, 2)
+
+    def fused_codes(self, x: Tensor) -> Tensor:
+        """The same for a compiler. The copy tells it the layout, which one channel leaves open."""
+        lift, shift = by_element(self.lift, self.order), by_element(self.shift, self.order)
+        x = F.relu(F.conv2d(x, lift, shift, stride=2, padding=self.padding))
+        rows = x.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format)
+        out: Tensor = self.stages(rows.permute(0, 3, 1, 2)).reshape(len(x), self.order, -1)
+        return out
 
 
 def channels_last(x: Tensor) -> Tensor:
