@@ -40,14 +40,14 @@ class FrozenGram(nn.Module):
                 if t <= group.inverse[t]:
                     moves.append(group.cayley[t])
                     places.append(torch.arange(features).repeat(2, 1))
-        wide = len(moves) * features
+        self.wide = wide = len(moves) * features
         found = [rows * wide + k * features + cols for k, (rows, cols) in enumerate(places)]
         table = torch.stack([torch.as_tensor(move.copy()) for move in moves], 1)
         self.register_buffer("gathered", table.flatten().long(), persistent=False)
         self.register_buffer("wanted", torch.cat(found)[keep.long()], persistent=False)
 
     def forward(self, codes: Tensor) -> Tensor:
-        moved = codes.index_select(1, self.gathered).reshape(len(codes), self.order, -1)
+        moved = codes.index_select(1, self.gathered).reshape(len(codes), self.order, self.wide)
         return torch.bmm(codes.transpose(1, 2), moved).flatten(1).index_select(1, self.wanted)
 
 
