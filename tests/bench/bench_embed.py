@@ -100,6 +100,7 @@ def test_efficiency_by_an_outside_clock(side: int, kind: str, shards: int) -> No
         told = [a[2]["images_per_s"] for a, _ in runs]
         efficiency = [a[2]["efficiency"] for a, _ in runs]
         outside = median(slopes) * median(efficiency) / median(told)
+        assert abs(outside / median(efficiency) - 1) < 0.2, (outside, efficiency)
         name = " ".join(flags)
         figures |= {
             f"{name}: images/s told": median(told),
