@@ -94,9 +94,7 @@ def test_efficiency_by_an_outside_clock(side: int, kind: str, shards: int) -> No
     for flags in (["--workers", "2"], ["--workers", "1", "--cpus-per-worker", "2"]):
         runs = [(embed(folder, *flags), embed(folder, *flags, "--limit", str(shards // 2)))
                 for _ in range(REPEATS)]  # fmt: skip
-        slopes = [
-            (a[2]["num_encoded"] - b[2]["num_encoded"]) / (a[0] - b[0]) for a, b in runs
-        ]
+        slopes = [(a[2]["num_encoded"] - b[2]["num_encoded"]) / (a[0] - b[0]) for a, b in runs]
         told = [a[2]["images_per_s"] for a, _ in runs]
         efficiency = [a[2]["efficiency"] for a, _ in runs]
         outside = median(slopes) * median(efficiency) / median(told)

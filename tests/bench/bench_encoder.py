@@ -103,8 +103,11 @@ def test_the_frozen_encoder_against_other_engines() -> None:
             for name in ("plain operators", "torch.compile", "ONNX Runtime", "OpenVINO"):
                 if name in contenders:
                     out = contenders[name]()
-                    out = out if isinstance(out, Tensor) else next(iter(out if isinstance(
-                        out, list) else out.values()))
+                    out = (
+                        out
+                        if isinstance(out, Tensor)
+                        else next(iter(out if isinstance(out, list) else out.values()))
+                    )
                     assert np.abs(np.asarray(out) - expected).max() < 1e-4
             taken = turns(contenders)
     finally:

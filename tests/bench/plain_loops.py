@@ -39,8 +39,10 @@ def with_webdataset(shards: list[str]) -> tuple[float, int]:
 
     torch.set_num_threads(2)
     embedder = Embedder.load(MODEL)
-    dataset = webdataset.WebDataset(shards, shardshuffle=False).map(sample).batched(
-        BATCH, collation_fn=list
+    dataset = (
+        webdataset.WebDataset(shards, shardshuffle=False)
+        .map(sample)
+        .batched(BATCH, collation_fn=list)
     )
     loader = torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=2)
     first, count = 0.0, 0

@@ -52,9 +52,7 @@ def reference_encoder(config: AutoencoderConfig) -> torch.nn.Module:
     layers: list[Any] = []
 
     def stage(source: Any, target: Any, size: int, stride: int, padding: int) -> None:
-        layers.append(
-            enn.R2Conv(source, target, size, stride=stride, padding=padding, bias=False)
-        )
+        layers.append(enn.R2Conv(source, target, size, stride=stride, padding=padding, bias=False))
         layers.append(enn.InnerBatchNorm(target))
 
     image = enn.FieldType(space, config.channels * [space.trivial_repr])
