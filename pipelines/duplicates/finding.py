@@ -45,7 +45,7 @@ class DuplicateOptions:
     least_cost: float = 0.05
     most_cost: float = 0.25
     certain: float = 0.9999
-    max_pairs: int = 250_000
+    max_pairs: int = 150_000
     max_rings: int = 200_000
 
 
@@ -146,7 +146,7 @@ def _best_first(proposals: Sequence[_Proposals]) -> Ints:
     scores = np.concatenate([part.scores for part in proposals])
     places = np.concatenate([part.places for part in proposals])
     pairs = pairs[np.lexsort((-scores, places))]
-    _, first = np.unique(pairs, axis=0, return_index=True)
+    _, first = np.unique((pairs[:, 0] << 32) | pairs[:, 1], return_index=True)
     found: Ints = pairs[np.sort(first)]
     return found
 
