@@ -90,21 +90,25 @@ class FrozenSeparable(nn.Module):
         found = list(torch.bmm(torch.stack(parts[:count]), self.lines))
         found[0] = found[0] + self.shift
         if self.copies:
-            first, second = parts[count : count + self.copies], parts[count + self.copies :]
-            pairs = [torch.cat(pair, 1) for pair in zip(first, second, strict=True)]
+            by_copy = [parts[count + p] for p in swapped(2, self.copies)]
+            rows = torch.stack(by_copy, 1).reshape(-1, 2 * values.shape[2])  # (B H W copies, 2 C)
             wide = self.planes.transpose(1, 2).flatten(2, 3).flatten(0, 1)  # (2 C, 2 C')
-            both = (torch.cat(pairs) @ wide).unflatten(0, (self.copies, -1)).chunk(2, 2)
-            found += [part for component in both for part in component]
-        inverse = list(zip(*self.sums, strict=True))
-        fields = torch.stack(combined(inverse, found), 1)  # (B H W, G, C')
-        fields = F.relu(fields) if self.relu else fields
-        return fields.reshape(*places, -1).permute(0, 3, 1, 2)
+            out = (rows @ wide).reshape(len(values), 2 * self.copies, -1).unbind(1)
+            found += [out[p] for p in swapped(self.copies, 2)]
+        fields = combined(list(zip(*self.sums, strict=True)), found)
+        whole = torch.stack([F.relu(f) if self.relu else f for f in fields], 1)  # (B H W, G, C')
+        return whole.reshape(*places, -1).permute(0, 3, 1, 2)
 
     def depthwise(self, x: Tensor, filters: Tensor) -> Tensor:
         out: Tensor = F.conv2d(
             x, filters, stride=self.stride, padding=self.padding, groups=len(filters)
         )
         return out
+
+
+def swapped(outer: int, inner: int) -> list[int]:
+    """Where items lie that were numbered outer-first, when they are told inner-first."""
+    return [o * inner + i for i in range(inner) for o in range(outer)]
 
 
 def by_element(parts: Tensor, order: int) -> Tensor:
