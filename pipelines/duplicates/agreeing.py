@@ -8,6 +8,7 @@ fitted, and what both pictures have in common is compared.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,17 +80,17 @@ def _nothing(num: int) -> Fits:
 class Agreeing:
     """Lays looks over each other."""
 
-    def __init__(self, looks: Looks, group: FiniteGroup) -> None:
-        self.looks, self.group = looks, group
+    def __init__(self, looks: Looks, group: FiniteGroup, threads: int = 1) -> None:
+        self.looks, self.group, self.threads = looks, group, max(1, threads)
         self.quarters = [pose for pose in poses_of(group) if pose.angle_degrees % 90 == 0]
         self.mirrors = (False, True) if group.mirrored else (False,)
 
     def fits(self, places: Ints, told: Sequence[Pose]) -> Fits:
         """Pairs (P, 2) of places in the looks, with the poses that their codes tell."""
-        parts = [
-            self._fits(places[start : start + BATCH], told[start : start + BATCH])
-            for start in range(0, len(places), BATCH)
-        ] or [_nothing(0)]
+        batches = [slice(start, start + BATCH) for start in range(0, len(places), BATCH)]
+        with ThreadPoolExecutor(self.threads) as pool:
+            fits = pool.map(lambda batch: self._fits(places[batch], told[batch]), batches)
+            parts = list(fits) or [_nothing(0)]
         return Fits(*(np.concatenate([getattr(part, name) for part in parts]) for name in NAMES))
 
     def _fits(self, places: Ints, told: Sequence[Pose]) -> Fits:

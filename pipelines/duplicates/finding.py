@@ -80,6 +80,7 @@ def find_duplicates(
     thumbnails: Thumbnails,
     group: FiniteGroup,
     options: DuplicateOptions | None = None,
+    threads: int = 1,
 ) -> Duplicates:
     """The groups of duplicates among ``rows``, given every row's nearest others."""
     options = options or DuplicateOptions()
@@ -92,7 +93,7 @@ def find_duplicates(
     if everything:
         proposals.append(_by_rings(looks, options))
     pairs = _best_first(proposals)
-    compare = _Comparing(rows, looks, group, options)
+    compare = _Comparing(rows, looks, group, options, threads)
     looked_at = pairs[: options.max_pairs]
     bonds = compare(looked_at)
     known: Bonds = {
@@ -155,10 +156,15 @@ class _Comparing:
     """Pairs of rows -> their bonds: on pixels, or by a certain score where there are none."""
 
     def __init__(
-        self, rows: Rows, looks: Looks, group: FiniteGroup, options: DuplicateOptions
+        self,
+        rows: Rows,
+        looks: Looks,
+        group: FiniteGroup,
+        options: DuplicateOptions,
+        threads: int,
     ) -> None:
         self.rows, self.looks, self.group, self.options = rows, looks, group, options
-        self.poses, self.agreeing = poses_of(group), Agreeing(looks, group)
+        self.poses, self.agreeing = poses_of(group), Agreeing(looks, group, threads)
         self.limit: float | None = None
 
     def __call__(self, pairs: Ints) -> Sequence[Bond | None]:
