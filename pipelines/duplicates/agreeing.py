@@ -87,9 +87,10 @@ class Agreeing:
 
     def fits(self, places: Ints, told: Sequence[Pose]) -> Fits:
         """Pairs (P, 2) of places in the looks, with the poses that their codes tell."""
-        batches = [slice(start, start + BATCH) for start in range(0, len(places), BATCH)]
+        starts = range(0, len(places), BATCH)
+        batches = [places[start : start + BATCH] for start in starts]
         with ThreadPoolExecutor(self.threads) as pool:
-            fits = pool.map(lambda batch: self._fits(places[batch], told[batch]), batches)
+            fits = pool.map(self._fits, batches, [told[start : start + BATCH] for start in starts])
             parts = list(fits) or [_nothing(0)]
         return Fits(*(np.concatenate([getattr(part, name) for part in parts]) for name in NAMES))
 
