@@ -39,7 +39,7 @@ from tests.bench.copies import (
 )
 from tests.bench.results import keep, number_of
 
-NUM, COPIES = number_of("ORBIT_BENCH_IMAGES", 1_500), number_of("ORBIT_BENCH_COPIES", 300)
+NUM, COPIES = number_of("ORBIT_BENCH_IMAGES", 1_000), number_of("ORBIT_BENCH_COPIES", 200)
 MODEL, BATCH, SEED = "d12-28-grey", 128, 100
 EXACT, FREE = "quarter turns and mirrors", "free angles"
 BARS = {EXACT: (0.99, 0.99), FREE: (0.90, 0.95)}
