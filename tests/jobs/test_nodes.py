@@ -146,11 +146,12 @@ class Followed:
 
     def until(self, done: int) -> None:
         """Read on until so many shards are done."""
+        line = ""
         for line in self.process.stderr:
             last = self.note(line)
             if last.get("stage") == "embedding" and last["done"] >= done:
                 return
-        pytest.fail(f"it ended before {done} shards were done: {self.lines[-1:]}")
+        pytest.fail(f"it ended before {done} shards were done: {line}")
 
     def until_used_by(self, count: int, cluster: RayCluster) -> None:
         """Read on until so many workers have finished a shard."""
