@@ -20,7 +20,7 @@ from eqmodel import checkpoint
 from eqmodel.actions import best_pose
 from eqmodel.autoencoder import Autoencoder, AutoencoderConfig
 from eqmodel.errors import CheckpointError, Refused
-from eqmodel.frozen import frozen
+from eqmodel.frozen import frozen, in_precision
 from eqmodel.frozen_head import FrozenGram, FrozenHead
 from eqmodel.groups import FiniteGroup
 from eqmodel.preprocess import PreprocessSpec, check_channels, preprocess
@@ -28,7 +28,7 @@ from eqmodel.projection import Projection
 from eqmodel.readouts import readout
 
 POSE_FEATURES = 8
-MAX_DRIFT = 1e-4
+MAX_DRIFT = {"float32": 1e-4, "bf16": 2e-2}  # processors sum bfloat16 each in its own way
 BATCH = 256
 
 Images = Sequence[NDArray[Any]]
@@ -42,9 +42,16 @@ class Embedder:
     """
 
     def __init__(
-        self, model: Autoencoder, spec: PreprocessSpec, projection: Projection, pose: Tensor
+        self,
+        model: Autoencoder,
+        spec: PreprocessSpec,
+        projection: Projection,
+        pose: Tensor,
+        precision: str = "float32",
     ) -> None:
-        """``pose`` (features, 8): the map from codes to pose codes."""
+        """``pose`` (features, 8): the map from codes to pose codes. ``precision`` of the encoder:
+        float32 or bf16.
+        """
         self.model, self.spec, self.projection, self.pose = (
             model.eval(),
             spec,
@@ -52,12 +59,12 @@ class Embedder:
             pose,
         )
         self.group: FiniteGroup = model.group
-        self.frozen = frozen(model.encoder)
+        self.frozen = in_precision(frozen(model.encoder), precision)
         self.device = "cpu"
         self.dim = projection.dim
         self.image_size, self.channels = spec.image_size, spec.channels
         self.readout = model.config.readout
-        self.precision = "float32"
+        self.precision = precision
         self.model_id, self.name, self.folder = "", None, Path()
         self.card: dict[str, Any] = {}
         self.head = copy.deepcopy(model.attention).double() if model.attention is not None else None
@@ -89,7 +96,7 @@ class Embedder:
         content = checkpoint.checked_tensors(folder, document)
         try:
             tensors = from_bytes(content)
-            embedder = cls(*assemble(document, tensors))
+            embedder = cls(*assemble(document, tensors), document["precision"])
         except (SafetensorError, Refused, KeyError, TypeError, ValueError, RuntimeError) as error:
             if isinstance(error, CheckpointError):
                 raise
@@ -122,11 +129,12 @@ class Embedder:
         """Raise CheckpointError when the golden images no longer give the embeddings recorded."""
         images = list(tensors["golden.images"].numpy())
         drift = float(np.abs(self.embed(images) - tensors["golden.embeddings"].numpy()).max())
-        if not drift <= MAX_DRIFT:
+        allowed = MAX_DRIFT[self.precision]
+        if not drift <= allowed:
             raise CheckpointError(
                 f"the golden images of {self.folder} embed {drift:.1e} away from what was "
                 "recorded (at most "
-                f"{MAX_DRIFT:.0e}): a library computes otherwise here; install the pinned versions"
+                f"{allowed:.0e}): a library computes otherwise here; install the pinned versions"
             )
 
     def accepts(self, image: NDArray[Any]) -> None:

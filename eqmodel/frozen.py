@@ -128,6 +128,30 @@ def frozen(encoder: nn.Module) -> nn.Module:
     return FrozenEncoder(encoder).eval()
 
 
+class HalfEncoder(nn.Module):
+    """An encoder that runs in bfloat16 inside: float32 in, float32 out."""
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.base = base.bfloat16()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.base(x.bfloat16()).float()
+        return out
+
+
+def in_precision(encoder: nn.Module, precision: str) -> nn.Module:
+    """A frozen encoder in "float32" as it is, or with its convolutions in "bf16"."""
+    if precision == "float32":
+        return encoder
+    if precision != "bf16":
+        raise ValueError(f"precision {precision} is unknown; float32 or bf16 is expected")
+    if isinstance(encoder, CopiesEncoder):
+        encoder.base = HalfEncoder(encoder.base)
+        return encoder
+    return HalfEncoder(encoder)
+
+
 def channels_last(x: Tensor) -> Tensor:
     """The same values laid out as (B, H, W, C) in memory, which convolutions on CPUs prefer."""
     return x.contiguous(memory_format=torch.channels_last)

@@ -23,6 +23,7 @@ from eqmodel.actions import border_background
 from eqmodel.errors import ChannelError, CheckpointError, Refused
 
 VERSION = 1
+AT_ONCE = 1 << 18  # values worked on together, so that they stay in a core's cache
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
 Fit = Literal["resize", "crop", "native"]
 
@@ -125,9 +126,57 @@ def preprocess(images: Sequence[NDArray[Any]], spec: PreprocessSpec) -> Tensor:
     for i, image in enumerate(images):
         same[(*image.shape, image.dtype.str)].append(i)
     for indices in same.values():
-        check_channels(images[indices[0]], spec.channels)
-        out[indices] = resample(to_planes(np.stack([images[i] for i in indices]), spec), spec)
+        first = images[indices[0]]
+        check_channels(first, spec.channels)
+        few = max(1, AT_ONCE // first.size)
+        for part in (indices[i : i + few] for i in range(0, len(indices), few)):
+            # Memory that is read-only is copied: torch would warn of it.
+            alone = few == 1 and images[part[0]].flags.writeable
+            joined = images[part[0]][None] if alone else np.stack([images[i] for i in part])
+            out[part] = planes_of(joined, spec)
     return out
+
+
+def planes_of(joined: NDArray[Any], spec: PreprocessSpec) -> Tensor:
+    """Images of one shape and type (n, H, W[, C]) -> (n, channels, S, S) float32."""
+    colour = joined.ndim == 4 and joined.shape[3] == 3 and joined.dtype == np.uint8
+    height, width = joined.shape[1:3]
+    if colour and spec.channels == 1 and spec.scaling == "dtype" and min(height, width) > 2:
+        return resampled_luminance(joined, spec)
+    return resample(to_planes(joined, spec), spec)
+
+
+def resampled_luminance(joined: NDArray[Any], spec: PreprocessSpec) -> Tensor:
+    """uint8 (n, H, W, 3) -> (n, 1, S, S): ``resample`` of the luminance, in two products.
+
+    The weights of the colours are part of the matrix over the columns; what lies outside the image
+    is added after. Measured at 256 x 256: 850 microseconds an image by way of planes, 230 so.
+    """
+    count, height, width, _ = joined.shape
+    virtual = virtual_side(height, width, spec)
+    rows, columns, uncovered = luminance_matrices(height, width, virtual, spec.image_size)
+    pixels = torch.from_numpy(joined.reshape(count, height, width * 3)).float()
+    found = rows @ (pixels @ columns)
+    if spec.background == "border":
+        edges = [joined[:, 0], joined[:, -1], joined[:, 1:-1, 0], joined[:, 1:-1, -1]]
+        ring = np.concatenate(edges, 1) @ (np.array(LUMINANCE, np.float32) / np.float32(255.0))
+        middle = (ring.shape[1] - 1) // 2
+        outside = torch.from_numpy(np.partition(ring, middle, 1)[:, middle, None, None])
+        return (found + outside * uncovered)[:, None]
+    return (found + float(spec.background) * uncovered)[:, None]
+
+
+@lru_cache(maxsize=64)
+def luminance_matrices(
+    height: int, width: int, virtual: int, side: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(S, H) over the rows; (W * 3, S) over columns and colours 0..255; (S, S) the share of each
+    output pixel that lies outside the image.
+    """
+    rows, columns = (resampling_matrix(length, virtual, side) for length in (height, width))
+    weights = torch.tensor(LUMINANCE) / 255.0
+    coloured = (columns.T[:, None] * weights[:, None]).flatten(0, 1).contiguous()
+    return rows, coloured, 1.0 - torch.outer(rows.sum(1), columns.sum(1))
 
 
 def to_planes(joined: NDArray[Any], spec: PreprocessSpec) -> Tensor:

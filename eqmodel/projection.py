@@ -1,7 +1,8 @@
 """The fitted linear map from invariant features to the final embedding. No label is used.
 
-A linear map of invariants is invariant, but rounding grows on the way: so everything runs in
-float64, the root is smooth at 0, dead coordinates are dropped and eigenvalues have a floor.
+A linear map of invariants is invariant, but rounding grows on the way: so the root is smooth at 0,
+dead coordinates are dropped and eigenvalues have a floor. Here everything runs in float64;
+embedders run the form of frozen_head.py.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Invariant readouts: code matrices (B, order, m) -> features that no element of the group changes.
 
 Kuzminykh, Polykovskiy, Zhebrak, "Extracting Invariant Features From Images Using An Equivariant
-Autoencoder", ACML 2018. All run in the precision of the codes given; ``Embedder`` gives float64.
+Autoencoder", ACML 2018. All run in the precision of the codes given. ``Embedder`` runs
+``gram`` in its own form (frozen_head.py).
 """
 
 from __future__ import annotations

@@ -52,6 +52,17 @@ class EmbedFlags:
     batch_size: Annotated[
         int | None, typer.Option(help="images that are encoded at once [default: 256]")
     ] = None
+    precision: Annotated[
+        Text,
+        typer.Option(
+            metavar="float32|bf16",
+            help="of the encoder; bf16 is another model, with its own model_id [default: float32]",
+        ),
+    ] = None
+    allow_inexact: Annotated[
+        bool,
+        typer.Option("--allow-inexact", help="bf16 also with an invariance error above 1e-3"),
+    ] = False
     image_column: Annotated[
         Text, typer.Option(help="Parquet column with the image bytes [default: image]")
     ] = None

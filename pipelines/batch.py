@@ -12,7 +12,7 @@ from pipelines import guards, scratch
 from pipelines.config import EmbedSettings
 from pipelines.errors import IncompleteError, InputError
 from pipelines.faults import faultpoint
-from pipelines.models import find_checkpoint, keep_copy, model_id_of
+from pipelines.models import find_checkpoint, in_precision, keep_copy, model_id_of
 from pipelines.shards import ReadOptions, Shard, list_shards
 from pipelines.shards.listing import input_folder
 from pipelines.storage import Folder
@@ -141,7 +141,9 @@ def prepare_job(settings: EmbedSettings, place: Path, progress: Progress) -> Job
     """Check everything that can be checked without touching the store, and make the plan."""
     listed, store = Folder(settings.input), Folder(settings.store)
     guards.check_places(listed, store)
-    folder = find_checkpoint(settings.model, place)
+    folder = in_precision(
+        find_checkpoint(settings.model, place), settings.precision, place, settings.allow_inexact
+    )
     model_id = model_id_of(folder)
     guards.check_model(store, live_model(store), model_id, settings.new_model)
     table = EmbeddingTable.open(store, model_id)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from eqmodel.errors import Refused
-from pipelines.decode import decode
+from pipelines.decode import decode, quiet_decoders
 from pipelines.efficiency import Rates
 from pipelines.errors import Rejected
 from pipelines.shards import Sample, Shard
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from eqmodel import Embedder
 
 IMAGES = 256
-BUDGET_S = 0.4
+BUDGET_S = 1.5
+LEAST_PASSES = 4
+FETCH_S = 0.4
 FETCH_BYTES = 8 << 20
 
 
@@ -28,26 +30,34 @@ def measure(
 ) -> Rates | None:
     """Rates on one core (the encoder on the GPU if it is there); None when no image decodes.
 
-    Core-seconds are CPU time, so other programs on the machine do not make the ideal easier. Each
-    phase is repeated for about 0.4 s and its best pass counts.
+    Core-seconds are CPU time, so other programs on the machine do not make the ideal easier. The
+    phases take turns for 1.5 s, so that a slow moment of the machine meets all of them, and of
+    each the lower quartile of its passes counts: the best pass alone varied by 25% between runs.
     """
     import torch
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        images, decode_s = _decoding(embedder, samples)
+        good, images = _decodable(embedder, samples)
         if not images:
             return None
         batch = embedder.preprocess(images)
-        preprocess_s = best_of(lambda: embedder.preprocess(images)) / len(images)
         on_gpu = not embedder.device.startswith("cpu")
-        clock = time.perf_counter if on_gpu else time.thread_time
-        encode_s = best_of(lambda: embedder.encode(batch), clock) / len(images)
+        decode_s, preprocess_s, encode_s = quartiles(
+            [
+                (lambda: _decode_all(good), time.thread_time),
+                (lambda: embedder.preprocess(images), time.thread_time),
+                (
+                    lambda: embedder.encode(batch),
+                    time.perf_counter if on_gpu else time.thread_time,
+                ),
+            ]
+        )
     finally:
         torch.set_num_threads(threads)
-    rate = fetch_rate(input_folder, shard)
-    return Rates(decode_s, preprocess_s, encode_s, on_gpu, rate, len(images))
+    count, rate = len(images), fetch_rate(input_folder, shard)
+    return Rates(decode_s / count, preprocess_s / count, encode_s / count, on_gpu, rate, count)
 
 
 def fetch_rate(folder: Folder, shard: Shard) -> float | None:
@@ -57,24 +67,38 @@ def fetch_rate(folder: Folder, shard: Shard) -> float | None:
         got = len(folder.read(shard.source, 0, min(shard.size, FETCH_BYTES)))
     for item in shard.items[:16]:
         got += len(folder.read(item.key))
-        if got >= FETCH_BYTES or time.perf_counter() - started > BUDGET_S:
+        if got >= FETCH_BYTES or time.perf_counter() - started > FETCH_S:
             break
     elapsed = time.perf_counter() - started
     return got / elapsed if got and elapsed > 0 else None
 
 
-def best_of(action: Callable[[], object], clock: Callable[[], float] = time.thread_time) -> float:
-    """Seconds of the fastest of several calls by ``clock``: two at least, for about 0.4 s."""
-    begun, best, passes = time.perf_counter(), float("inf"), 0
-    while passes < 2 or time.perf_counter() - begun < BUDGET_S:
-        started = clock()
-        action()
-        best = min(best, clock() - started)
-        passes += 1
-    return best
+def quartiles(
+    phases: Sequence[tuple[Callable[[], object], Callable[[], float]]],
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[float]:
+    """Seconds of each phase by its own clock: the lower quartile of passes that take turns, four
+    at least, for about 1.5 s.
+    """
+    begun, taken = clock(), list[list[float]]()
+    while len(taken) < LEAST_PASSES or clock() - begun < BUDGET_S:
+        taken.append([])
+        for action, seconds in phases:
+            started = seconds()
+            action()
+            taken[-1].append(seconds() - started)
+    return [sorted(passes)[len(passes) // 4] for passes in zip(*taken, strict=True)]
 
 
-def _decoding(embedder: Embedder, samples: Sequence[Sample]) -> tuple[list[NDArray[Any]], float]:
+def _decode_all(encoded: Sequence[bytes]) -> None:
+    with quiet_decoders():
+        for data in encoded:
+            decode(data)
+
+
+def _decodable(
+    embedder: Embedder, samples: Sequence[Sample]
+) -> tuple[list[bytes], list[NDArray[Any]]]:
     good: list[bytes] = []
     images: list[NDArray[Any]] = []
     for sample in samples[:IMAGES]:
@@ -85,6 +109,4 @@ def _decoding(embedder: Embedder, samples: Sequence[Sample]) -> tuple[list[NDArr
             continue
         good.append(sample.data)
         images.append(image)
-    if not images:
-        return [], 0.0
-    return images, best_of(lambda: [decode(data) for data in good]) / len(good)
+    return good, images

@@ -51,6 +51,8 @@ class EmbedSettings:
     deadline_s: float = 300.0
     commit_every_s: float = 5.0
     batch_size: int = 256
+    precision: str = "float32"
+    allow_inexact: bool = False
     buckets: int = DEFAULT_BUCKETS
 
     def __post_init__(self) -> None:
@@ -64,6 +66,8 @@ class EmbedSettings:
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise SettingsError(f"{_flag(name)} {value}: expected a share between 0 and 1")
+        if self.precision not in ("float32", "bf16"):
+            raise SettingsError(f"--precision {self.precision}: expected float32 or bf16")
         if self.ray not in ("local", "auto") and ":" not in self.ray:
             raise SettingsError(
                 f"--ray {self.ray}: expected local, auto or an address such as ray://host:10001"

@@ -142,6 +142,8 @@ class Dispatch:
 
     def drop(self, sources: Collection[str]) -> None:
         """Another writer has done them: what was not handed out yet need not be."""
+        if not sources:
+            return
         self.done.update(source for source in self._pending if source in sources)
         self._pending = deque(source for source in self._pending if source not in sources)
 

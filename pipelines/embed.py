@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines import calibrate, scratch
+from pipelines.allocator import keep_freed_memory
 from pipelines.carried import Carried
 from pipelines.efficiency import Rates
 from pipelines.errors import ModelMismatchError
@@ -75,8 +76,9 @@ class ShardEmbedder:
     """Embeds shards with one model; ``embed`` may be called from two threads at once.
 
     Then the second shard is fetched and decoded while the first is encoded; the older one has
-    the first call on the encoder. ``progress`` grows with every batch, for the driver's deadline;
-    ``threads`` is what torch may use, the declared CPUs or more when the driver says so.
+    the first call on the encoder. ``progress`` grows with every batch and as bytes come, for the
+    driver's deadline; ``threads`` is what torch may use, the declared CPUs or more when the driver
+    says so.
     """
 
     def __init__(self, settings: WorkerSettings, worker: str = "worker") -> None:
@@ -88,6 +90,7 @@ class ShardEmbedder:
         self.embedder = load_embedder(settings, Path(self._place.name))
         self._decoders = ThreadPoolExecutor(settings.threads, thread_name_prefix="decode")
         self._turn, self._steps = Turn(), itertools.count(1)
+        self.input.on_read = self._step  # a shard may be long and hold few images
         self._first: Shard | None = None
         self._kept: list[Sample] = []
 
@@ -266,6 +269,7 @@ def load_embedder(settings: WorkerSettings, place: Path) -> Embedder:
     from eqmodel import Embedder
 
     faultpoint("worker.load")
+    keep_freed_memory()
     torch.set_num_threads(settings.threads)
     folder = Path(settings.model_folder)
     if not folder.is_dir():

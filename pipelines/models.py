@@ -26,6 +26,20 @@ def find_checkpoint(where: str, place: Path) -> Path:
     return _copy(Folder(url), place)
 
 
+def in_precision(folder: Path, precision: str, place: Path, allow_inexact: bool) -> Path:
+    """The checkpoint itself, or, where another precision is asked for, one made of it in ``place``.
+
+    Refused (exit 2) where its invariance error is too large.
+    """
+    if precision == read_card(folder)["precision"] or precision == "float32":
+        return folder
+    from eqmodel.precision import in_bf16
+
+    made = place / "bf16"
+    in_bf16(folder, made, allow_inexact=allow_inexact)
+    return made
+
+
 def model_id_of(folder: Path) -> str:
     """The model_id that a checkpoint's card states, without loading a weight."""
     return str(read_card(folder)["model_id"])

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eqmodel.errors import Refused
-from pipelines.decode import decode
+from pipelines.decode import decode, quiet_decoders
 from pipelines.errors import Rejected
 from pipelines.faults import faultpoint
 from pipelines.pacing import Seconds
@@ -71,8 +71,13 @@ class Preparer:
     def prepare(self, samples: Sequence[Sample], done: Mapping[str, Row]) -> Prepared:
         """Decode and preprocess; what ``done`` holds by digest is carried over, not decoded."""
         faultpoint("worker.decode")
+        with quiet_decoders():
+            return self._prepare(samples, done)
+
+    def _prepare(self, samples: Sequence[Sample], done: Mapping[str, Row]) -> Prepared:
         out = Prepared()
         waiting: list[tuple[Row, NDArray[Any]]] = []
+        waiting_bytes = 0
         for sample in samples:
             row = new_row(sample)
             out.rows.append(row)
@@ -87,9 +92,10 @@ class Preparer:
             image = self._decoded(sample, row, out.seconds)
             if image is not None:
                 waiting.append((row, image))
-            if sum(image.nbytes for _, image in waiting) > MAX_PIXEL_BYTES:
+                waiting_bytes += image.nbytes
+            if waiting_bytes > MAX_PIXEL_BYTES:
                 self._preprocess(waiting, out)
-                waiting = []
+                waiting, waiting_bytes = [], 0
         self._preprocess(waiting, out)
         return out
 

@@ -8,6 +8,7 @@ of publications. Whatever dies before that row leaves the publication before as 
 from __future__ import annotations
 
 import json
+import os
 import secrets
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -212,7 +213,14 @@ class _Publishing:
         rows = rows.with_clusters(clustering.assigned)
         note = f"{len(clustering.clusters)} clusters"
         self.progress("clustering", len(rows), len(rows), note)
-        duplicates = find_duplicates(rows, near, self._thumbnails, acting, options.duplicates)
+        duplicates = find_duplicates(
+            rows,
+            near,
+            self._thumbnails,
+            acting,
+            options.duplicates,
+            options.threads or os.cpu_count() or 1,
+        )
         self.progress("duplicates", len(rows), len(rows), f"{len(duplicates.groups)} groups")
         rejects, damaged = read_rejects(
             self.table.batches(["source", "key", "error"], include_markers=True)

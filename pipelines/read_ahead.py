@@ -19,11 +19,20 @@ class SequentialReader(io.RawIOBase):
     """Exactly ``size`` bytes through ``fetch(offset, length)``: it ends nowhere else.
 
     ahead: fetch blocks over a network, one of them in advance, and again where that may help.
-    StorageError when bytes are missing in the end.
+    noticed: called whenever bytes have come. StorageError when bytes are missing in the end.
     """
 
-    def __init__(self, fetch: Fetch, size: int, url: str, *, ahead: bool = False) -> None:
+    def __init__(
+        self,
+        fetch: Fetch,
+        size: int,
+        url: str,
+        *,
+        ahead: bool = False,
+        noticed: Callable[[], None] | None = None,
+    ) -> None:
         self._fetch, self._size, self._url, self._at = fetch, size, url, 0
+        self._noticed = noticed
         self._threads = ThreadPoolExecutor(1) if ahead and size > BLOCK_BYTES else None
         self._networked = ahead
         self._block, self._used = b"", 0
@@ -44,6 +53,8 @@ class SequentialReader(io.RawIOBase):
             )
         buffer[: len(data)] = data
         self._at += len(data)
+        if self._noticed is not None:
+            self._noticed()
         return len(data)
 
     def _from_block(self, want: int) -> bytes | memoryview:

@@ -8,7 +8,7 @@ Last-Modified + size, else refused. Nothing is cached: every call asks the stora
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -51,6 +51,7 @@ class Folder:
     def __init__(self, url: str) -> None:
         self.url = normal_form(str(url), _is_known)
         self.scheme = urlsplit(self.url).scheme if "://" in self.url else "file"
+        self.on_read: Callable[[], None] | None = None  # called as a stream's bytes come
 
     def __reduce__(self) -> tuple[type[Folder], tuple[str]]:
         return Folder, (self.url,)

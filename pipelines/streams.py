@@ -59,11 +59,14 @@ def _sequential(folder: Folder, entry: Entry, stack: contextlib.ExitStack) -> Se
             raise local_files.refused(error, file) from error
         stack.callback(os.close, descriptor)
         return SequentialReader(
-            lambda at, want: local_files.read_at(descriptor, at, want), entry.size, url
+            lambda at, want: local_files.read_at(descriptor, at, want),
+            entry.size,
+            url,
+            noticed=folder.on_read,
         )
 
     def fetch(at: int, want: int) -> bytes:
         data: bytes = folder.fs.cat_file(folder.full(entry.path), start=at, end=at + want)
         return data
 
-    return SequentialReader(fetch, entry.size, url, ahead=True)
+    return SequentialReader(fetch, entry.size, url, ahead=True, noticed=folder.on_read)

@@ -8,6 +8,7 @@ fitted, and what both pictures have in common is compared.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,14 +16,23 @@ from numpy.typing import NDArray
 
 from eqmodel.groups import FiniteGroup
 from pipelines.duplicates import aligning, polar
-from pipelines.duplicates.looks import SIDE, Ints, Looks, Plane
+from pipelines.duplicates.looks import (
+    NOISE,
+    SIDE,
+    Ints,
+    Looks,
+    Plane,
+    picture_and_detail,
+    share_of_detail,
+)
 from pipelines.pictures import Pose, poses_of
 
 BATCH = 256
-NOISE = 2.0
-"""Grey levels (root mean square) that compression leaves: less contrast than that is none."""
-FAINT, RIVAL = 0.55, 0.05
-"""A turn whose rings correlate less, or so much less than another, is not followed further."""
+FAR, HOPELESS = 2.5, 0.8
+"""Costs, the shift and scale left aside, of the best turn on rings, and after some steps of the
+alignment, that copies do not have: measured, at most 1 in 100 have more than 2 of the first."""
+RIVAL = 0.05
+"""A turn whose rings correlate so much less than another's is not followed."""
 MARGIN = 1.5
 """Pixels at the border that are not aligned by: a crop leaves something else there."""
 SCALING, SHIFTING = 0.3, 0.02
@@ -39,8 +49,6 @@ NEAR_ELEMENT = 0.75
 """An angle so many degrees from an element of the group is that element."""
 NEVER = np.float32(9.0)
 """The cost of what is not one picture."""
-LEAST = 0.01
-"""Added to the share of detail: what a picture without any may differ by."""
 
 
 @dataclass(frozen=True)
@@ -72,17 +80,18 @@ def _nothing(num: int) -> Fits:
 class Agreeing:
     """Lays looks over each other."""
 
-    def __init__(self, looks: Looks, group: FiniteGroup) -> None:
-        self.looks, self.group = looks, group
+    def __init__(self, looks: Looks, group: FiniteGroup, threads: int = 1) -> None:
+        self.looks, self.group, self.threads = looks, group, max(1, threads)
         self.quarters = [pose for pose in poses_of(group) if pose.angle_degrees % 90 == 0]
         self.mirrors = (False, True) if group.mirrored else (False,)
 
     def fits(self, places: Ints, told: Sequence[Pose]) -> Fits:
         """Pairs (P, 2) of places in the looks, with the poses that their codes tell."""
-        parts = [
-            self._fits(places[start : start + BATCH], told[start : start + BATCH])
-            for start in range(0, len(places), BATCH)
-        ] or [_nothing(0)]
+        starts = range(0, len(places), BATCH)
+        batches = [places[start : start + BATCH] for start in starts]
+        with ThreadPoolExecutor(self.threads) as pool:
+            fits = pool.map(self._fits, batches, [told[start : start + BATCH] for start in starts])
+            parts = list(fits) or [_nothing(0)]
         return Fits(*(np.concatenate([getattr(part, name) for part in parts]) for name in NAMES))
 
     def _fits(self, places: Ints, told: Sequence[Pose]) -> Fits:
@@ -124,7 +133,8 @@ class Agreeing:
         found = _nothing(len(places))
         left, right = (self.looks.smooth[side].astype(np.float32) for side in places.T)
         turns = polar.correlations(left, right, self.looks.reach[places].min(1))
-        highest = np.maximum(turns.max((1, 2)) - RIVAL, FAINT)
+        least = 1 - FAR * self.looks.fineness[places].max(1)
+        highest = np.maximum(turns.max((1, 2)) - RIVAL, least)
         for mirror in self.mirrors:
             peaks = turns[:, int(mirror)]
             asked = np.flatnonzero(peaks.max(1) >= highest)
@@ -161,12 +171,13 @@ class Agreeing:
             right = [np.ascontiguousarray(plane[:, :, ::-1]) for plane in right]
         half = self.looks.half[places]
         reach = half.min((1, 2))
-        warps, _ = aligning.aligned(left[1], right[1], reach - MARGIN, start)
+        least = 1 - HOPELESS * self.looks.fineness[places].max(1)
+        warps, _ = aligning.aligned(left[1], right[1], reach - MARGIN, start, least)
         x, y = aligning.DISC.sources(warps)
         within = (np.abs(x) <= half[:, 1, :1] - 0.5) & (np.abs(y) <= half[:, 1, 1:] - 0.5)
         mask = within * aligning.DISC.within(reach - 1)
-        one = _picture_and_detail(*(aligning.DISC.of(plane) for plane in left))
-        other = _picture_and_detail(*(aligning.DISC.warped(plane, warps) for plane in right))
+        one = picture_and_detail(*(aligning.DISC.of(plane) for plane in left))
+        other = picture_and_detail(*(aligning.DISC.warped(plane, warps) for plane in right))
         fit = _dot(_unit(one[0], mask), _unit(other[0], mask))
         moved = SCALING * np.abs(warps[:, 1]) + SHIFTING * np.hypot(warps[:, 2], warps[:, 3])
         return warps, fit, (1 - fit) / _fineness(one, other, mask) + moved
@@ -175,18 +186,13 @@ class Agreeing:
         """Pictures (P, SIDE**2) and their detail, of the whole frame."""
         planes = (self.looks.grey[places], self.looks.smooth[places])
         flat = (plane.reshape(len(places), -1).astype(np.float32) for plane in planes)
-        return _picture_and_detail(*flat)
+        return picture_and_detail(*flat)
 
     def _pose(self, radians: float, mirror: bool) -> Pose:
         angle, step = float(np.rad2deg(radians)) % 360, 360 / self.group.n
         element = round(angle / step) * step
         near = abs(angle - element) <= NEAR_ELEMENT
         return Pose(element % 360 if near else round(angle, 1) % 360, mirror)
-
-
-def _picture_and_detail(grey: Plane, smooth: Plane) -> tuple[Plane, Plane]:
-    """What is compared: the picture, slightly blurred, and what a stronger blur takes from it."""
-    return (grey + smooth) / 2, grey - smooth
 
 
 Length = tuple[Plane, Plane]
@@ -226,12 +232,9 @@ def _frames(left: Sequence[Plane], right: Sequence[Plane], poses: Sequence[Pose]
 
 
 def _fineness(left: Sequence[Plane], right: Sequence[Plane], mask: Plane | None = None) -> Plane:
-    """(P,): the share that detail has in the variance of two pictures, geometric mean, and a
-    little for what is never lost."""
-    shares = np.stack([_variance(d, mask) + 1 for _, d in (left, right)]) / np.stack(
-        [_variance(p, mask) + NOISE * NOISE for p, _ in (left, right)]
-    )
-    found: Plane = np.sqrt(shares[0] * shares[1]) + LEAST
+    """(P,): the share that detail has in the finer of two pictures; the other may have lost it."""
+    shares = [share_of_detail(_variance(p, mask), _variance(d, mask)) for p, d in (left, right)]
+    found: Plane = np.maximum(*shares)
     return found
 
 

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from pipelines.duplicates.looks import SIDE, Plane
 from pipelines.duplicates.sampling import CENTRE, bilinear
 
-STEPS = 5
+STEPS, TRIAL = 5, 2
+"""Steps in all, and those after which what is still far off is given up."""
 MAX_SHIFT, MAX_SCALE = 3.0, 0.15
 """Pixels, and logarithm of the scale: what a slight crop moves, and no more."""
 LARGEST = np.array([0.2, 0.08, 1.5, 1.5], np.float32)
@@ -65,23 +66,28 @@ def _disc(every: int) -> Points:
 DISC, CHESS = _disc(1), _disc(2)
 
 
-def aligned(left: Plane, right: Plane, reach: Plane, start: Warp) -> tuple[Warp, Plane]:
+def aligned(
+    left: Plane, right: Plane, reach: Plane, start: Warp, least: Plane
+) -> tuple[Warp, Plane]:
     """Blurred pictures (P, SIDE, SIDE), radii (P,) and first warps -> the warps under which right
-    becomes left, and the correlations (P,) there."""
-    mask = CHESS.within(reach)
-    still, slopes, system = _system(left, mask)
-    warps, best = start.astype(np.float32), start.astype(np.float32)
-    highest = np.full(len(left), -2.0, np.float32)
+    becomes left, and the correlations (P,) there. Those that correlate less than ``least`` (P,)
+    after ``TRIAL`` steps are left as they are then."""
+    best, highest = start.astype(np.float32), np.full(len(left), -2.0, np.float32)
+    here, warps, mask = np.arange(len(left)), best.copy(), CHESS.within(reach)
+    system = _system(left, mask)
     for step in range(STEPS + 1):
-        moved = unit(CHESS.warped(right, warps), mask)
-        fit = np.einsum("pn,pn->p", moved, still)
-        better = fit > highest
-        best[better], highest[better] = warps[better], fit[better]
-        if step < STEPS:
-            moved -= still * fit[:, None]
-            pull = np.einsum("pnk,pn->pk", slopes, moved)
-            by = np.linalg.solve(system, pull[..., None])[..., 0]
-            warps = _composed(warps, by.clip(-LARGEST, LARGEST))
+        moved = unit(CHESS.warped(right[here], warps), mask)
+        fit = np.einsum("pn,pn->p", moved, system.still)
+        better = fit > highest[here]
+        best[here[better]], highest[here[better]] = warps[better], fit[better]
+        if step == STEPS:
+            break
+        moved -= system.still * fit[:, None]
+        warps = _composed(warps, system.step(moved).clip(-LARGEST, LARGEST))
+        if step == TRIAL:
+            hopeful = highest[here] >= least[here]
+            here, warps, mask = here[hopeful], warps[hopeful], mask[hopeful]
+            system = system.of(hopeful)
     return best, highest
 
 
@@ -93,8 +99,26 @@ def unit(values: Plane, mask: Plane) -> Plane:
     return found
 
 
-def _system(left: Plane, mask: Plane) -> tuple[Plane, Plane, Plane]:
+@dataclass(frozen=True)
+class _System:
     """The picture that stays (P, n), its derivatives by the warp (P, n, 4), their (P, 4, 4)."""
+
+    still: Plane
+    slopes: Plane
+    square: Plane
+
+    def step(self, differ: Plane) -> Warp:
+        """The small warp (P, 4) that explains a difference (P, n) best."""
+        pull = np.matmul(differ[:, None], self.slopes)[:, 0]
+        found: Warp = np.linalg.solve(self.square, pull[..., None])[..., 0]
+        return found
+
+    def of(self, some: NDArray[np.bool_]) -> _System:
+        """Of some of the pairs."""
+        return _System(self.still[some], self.slopes[some], self.square[some])
+
+
+def _system(left: Plane, mask: Plane) -> _System:
     down, right = (CHESS.of(slope) for slope in np.gradient(left, axis=(1, 2)))
     values = CHESS.of(left)
     still = unit(values, mask)
@@ -102,10 +126,10 @@ def _system(left: Plane, mask: Plane) -> tuple[Plane, Plane, Plane]:
     right, down = right * mask / length, down * mask / length
     turning, growing = down * CHESS.x - right * CHESS.y, right * CHESS.x + down * CHESS.y
     slopes = np.stack([turning, growing, right, down], 2)
-    slopes -= still[:, :, None] * np.einsum("pn,pnk->pk", still, slopes)[:, None]
-    system = np.matmul(slopes.transpose(0, 2, 1), slopes)
-    ease = 1e-3 * np.einsum("pii->pi", system) + 1e-9
-    return still, slopes, system + ease[:, None] * np.eye(4, dtype=np.float32)
+    slopes -= still[:, :, None] * np.matmul(still[:, None], slopes)
+    square = np.matmul(slopes.transpose(0, 2, 1), slopes)
+    ease = 1e-3 * np.einsum("pii->pi", square) + 1e-9
+    return _System(still, slopes, square + ease[:, None] * np.eye(4, dtype=np.float32))
 
 
 def _composed(warps: Warp, by: Warp) -> Warp:

@@ -45,7 +45,7 @@ class DuplicateOptions:
     least_cost: float = 0.05
     most_cost: float = 0.25
     certain: float = 0.9999
-    max_pairs: int = 250_000
+    max_pairs: int = 150_000
     max_rings: int = 200_000
 
 
@@ -80,6 +80,7 @@ def find_duplicates(
     thumbnails: Thumbnails,
     group: FiniteGroup,
     options: DuplicateOptions | None = None,
+    threads: int = 1,
 ) -> Duplicates:
     """The groups of duplicates among ``rows``, given every row's nearest others."""
     options = options or DuplicateOptions()
@@ -92,7 +93,7 @@ def find_duplicates(
     if everything:
         proposals.append(_by_rings(looks, options))
     pairs = _best_first(proposals)
-    compare = _Comparing(rows, looks, group, options)
+    compare = _Comparing(rows, looks, group, options, threads)
     looked_at = pairs[: options.max_pairs]
     bonds = compare(looked_at)
     known: Bonds = {
@@ -146,7 +147,7 @@ def _best_first(proposals: Sequence[_Proposals]) -> Ints:
     scores = np.concatenate([part.scores for part in proposals])
     places = np.concatenate([part.places for part in proposals])
     pairs = pairs[np.lexsort((-scores, places))]
-    _, first = np.unique(pairs, axis=0, return_index=True)
+    _, first = np.unique((pairs[:, 0] << 32) | pairs[:, 1], return_index=True)
     found: Ints = pairs[np.sort(first)]
     return found
 
@@ -155,10 +156,15 @@ class _Comparing:
     """Pairs of rows -> their bonds: on pixels, or by a certain score where there are none."""
 
     def __init__(
-        self, rows: Rows, looks: Looks, group: FiniteGroup, options: DuplicateOptions
+        self,
+        rows: Rows,
+        looks: Looks,
+        group: FiniteGroup,
+        options: DuplicateOptions,
+        threads: int,
     ) -> None:
         self.rows, self.looks, self.group, self.options = rows, looks, group, options
-        self.poses, self.agreeing = poses_of(group), Agreeing(looks, group)
+        self.poses, self.agreeing = poses_of(group), Agreeing(looks, group, threads)
         self.limit: float | None = None
 
     def __call__(self, pairs: Ints) -> Sequence[Bond | None]:

@@ -16,6 +16,10 @@ from pipelines.pictures import open_picture
 
 SIDE, SMOOTH = 40, 1.0
 """Pixels of a side, and of the blur that takes the detail away."""
+NOISE = 2.0
+"""Grey levels (root mean square) that compression leaves: less contrast than that is none."""
+LEAST = 0.01
+"""Added to the share of detail: what a picture without any may differ by."""
 RINGS = 4
 """Of so many rings about the centre the mean colour is kept: a turn does not move it."""
 
@@ -37,7 +41,8 @@ class Looks:
 
     ``grey`` (M, SIDE, SIDE) uint8, the longer side fitted, the border carried on to a square;
     ``smooth`` the same blurred; ``half`` (M, 2) pixels from the centre to the border, right and
-    down; ``tint`` (M, RINGS, 2) the mean of blue and red difference (YCbCr) in each ring.
+    down; ``tint`` (M, RINGS, 2) the mean of blue and red difference (YCbCr) in each ring;
+    ``fineness`` (M,) the share that detail, what the blur takes, has in the variance.
     """
 
     rows: Ints
@@ -45,6 +50,7 @@ class Looks:
     smooth: NDArray[np.uint8]
     half: Plane
     tint: Plane
+    fineness: Plane
 
     @classmethod
     def of(cls, rows: Ints, ids: Ints, thumbnails: Thumbnails) -> Looks:
@@ -62,7 +68,9 @@ class Looks:
                 seen.append(row)
         num = len(seen)
         grey = grey[:num]
-        return cls(np.array(seen, np.int64), grey, smoothed(grey), half[:num], tint[:num])
+        smooth = smoothed(grey)
+        shares = fineness_of(grey, smooth)
+        return cls(np.array(seen, np.int64), grey, smooth, half[:num], tint[:num], shares)
 
     @property
     def reach(self) -> Plane:
@@ -84,6 +92,31 @@ def smoothed(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
     for start in range(0, len(grey), 1024):
         part = grey[start : start + 1024].astype(np.float32)
         found[start : start + 1024] = np.rint(gaussian_filter(part, (0, SMOOTH, SMOOTH)))
+    return found
+
+
+def fineness_of(grey: NDArray[np.uint8], smooth: NDArray[np.uint8]) -> Plane:
+    """(M,): the share of detail in the variance of each picture."""
+    found = np.empty(len(grey), np.float32)
+    for start in range(0, len(grey), 1024):
+        part = slice(start, start + 1024)
+        whole, blurred = (
+            one[part].reshape(-1, SIDE**2).astype(np.float32) for one in (grey, smooth)
+        )
+        picture, detail = picture_and_detail(whole, blurred)
+        found[part] = share_of_detail(picture.var(1), detail.var(1))
+    return found
+
+
+def picture_and_detail(grey: Plane, smooth: Plane) -> tuple[Plane, Plane]:
+    """What is compared: the picture, slightly blurred, and what a stronger blur takes from it."""
+    return (grey + smooth) / 2, grey - smooth
+
+
+def share_of_detail(picture: Plane, detail: Plane) -> Plane:
+    """The share of detail, given both variances; compression leaves ``NOISE`` where there is
+    nothing, and a little may always be lost."""
+    found: Plane = (detail + 1) / (picture + NOISE * NOISE) + LEAST
     return found
 
 

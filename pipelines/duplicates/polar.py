@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipelines.duplicates.looks import SIDE, Plane
 
-ANGLES, RADII = 128, 18
+ANGLES, RADII = 96, 12
 STEP = 360 / ANGLES
 
 _CENTRE = (SIDE - 1) / 2
@@ -43,9 +43,9 @@ def correlations(left: Plane, right: Plane, reach: Plane) -> Plane:
     one, first = _transformed(left, weight)
     other, second = _transformed(right, weight)
     one *= weight[:, :, None]
-    conjugate = np.einsum("prk,prk->pk", one, other.conj())
+    conjugate = (one * other.conj()).sum(1)
     turned_half = (-1.0) ** np.arange(one.shape[2])
-    mirrored = np.einsum("prk,prk->pk", one, other) * turned_half
+    mirrored = (one * other).sum(1) * turned_half
     both = np.fft.irfft(np.stack([conjugate, mirrored], 1), ANGLES) / ANGLES
     found: Plane = (both / (first * second + 1e-6)[:, None, None]).astype(np.float32)
     return found
@@ -57,6 +57,7 @@ def _transformed(pictures: Plane, weight: Plane) -> tuple[NDArray[np.complex64],
     flat = pictures.reshape(len(pictures), -1)
     rings = sum(flat[:, place] * share for place, share in zip(_PLACES, _WEIGHTS, strict=True))
     rings = np.asarray(rings, np.float32).reshape(len(pictures), RADII, ANGLES)
-    rings -= np.einsum("pr,pra->p", weight, rings)[:, None, None] / ANGLES
-    length = np.sqrt(np.einsum("pr,pra,pra->p", weight, rings, rings) / ANGLES)
+    rings -= np.einsum("pr,pr->p", weight, rings.mean(2))[:, None, None]
+    power = np.einsum("pra,pra->pr", rings, rings)
+    length = np.sqrt(np.einsum("pr,pr->p", weight, power) / ANGLES)
     return np.fft.rfft(rings, axis=2).astype(np.complex64), length

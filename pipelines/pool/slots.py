@@ -101,13 +101,17 @@ def answered(asked: list[Any], wait_s: float) -> dict[Any, Any]:
     done, _ = ray.wait(asked, num_returns=len(asked), timeout=0)
     if not done:
         done, _ = ray.wait(asked, num_returns=1, timeout=wait_s)
-    found: dict[Any, Any] = {}
-    for ref in done:
-        try:
-            found[ref] = ray.get(ref)
-        except RayError as error:
-            found[ref] = error
-    return found
+    try:
+        return dict(zip(done, ray.get(done), strict=True))
+    except RayError:  # of one of them
+        return {ref: _result(ref) for ref in done}
+
+
+def _result(ref: Any) -> Any:
+    try:
+        return ray.get(ref)
+    except RayError as error:
+        return error
 
 
 def _answer(asked: Any) -> Any | None:

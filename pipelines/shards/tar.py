@@ -160,8 +160,10 @@ def _label(labels: dict[str, bytes]) -> str | None:
     for kind in ("cls", "txt"):
         if kind in labels:
             return clean_text(labels[kind].decode("utf-8", "replace")) or None
+    if "json" not in labels:
+        return None
     try:
-        found = json.loads(labels.get("json", b"null"))
+        found = json.loads(labels["json"])
     except (ValueError, RecursionError):
         return None
     if isinstance(found, dict):

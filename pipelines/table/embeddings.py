@@ -42,7 +42,7 @@ class EmbeddingTable:
         self._log = log
         self.folder = log.folder
         self.identity = _identity(log)
-        self._known = _known_files(log)
+        self._known: Mapping[str, KnownFile] = _known_files(log)
         self._foreign: set[str] = set()
 
     @classmethod
@@ -139,12 +139,15 @@ class EmbeddingTable:
             first = False
             return self._change(receipts, vanished)
 
+        base = self.version
         wrote = self._log.commit(SCHEMA, propose)
         landed = tuple(r for r in receipts if wrote and r.source not in self._foreign)
         removed = self._removals(receipts, vanished) if wrote else ()
-        expected = {s: f for s, f in self._known.items() if f not in removed}
+        expected = dict(self._known)
+        for file in removed:
+            del expected[file.source]
         expected.update((r.source, _known_file(r)) for r in landed)
-        self._notice(expected)
+        self._notice(expected, alone=wrote and self.version == base + 1)
         dropped = {r.source for r in receipts} - {r.source for r in landed}
         return Committed(self.version, landed, removed, tuple(sorted(dropped)))
 
@@ -196,20 +199,22 @@ class EmbeddingTable:
         sources = dict.fromkeys([*(r.source for r in receipts), *vanished])
         return tuple(self._known[s] for s in sources if s in self._known and s not in self._foreign)
 
-    def _notice(self, expected: Mapping[str, KnownFile]) -> None:
-        """Take the log's word, and remember every source that is not as expected."""
+    def _notice(self, expected: Mapping[str, KnownFile], alone: bool = False) -> None:
+        """Take the log's word, and remember every source that is not as expected. ``alone``: ours
+        is the only commit since, so that the log says nothing else, and is not read."""
         identity = _identity(self._log)
         if identity != self.identity:
             raise ConflictError(
                 f"{self.folder.url}: the table's INPUT or format changed during the run "
                 f"({identity.input_url}); run again"
             )
-        found = _known_files(self._log)
-        self._foreign |= {
-            source
-            for source in expected.keys() | found.keys()
-            if _path(expected, source) != _path(found, source)
-        }
+        found = expected if alone else _known_files(self._log)
+        if not alone:
+            self._foreign |= {
+                source
+                for source in expected.keys() | found.keys()
+                if _path(expected, source) != _path(found, source)
+            }
         self._known = found
 
 

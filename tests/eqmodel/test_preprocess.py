@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 from eqmodel.actions import turn, turn_tensor
 from eqmodel.errors import ChannelError, CheckpointError
 from eqmodel.groups import group
-from eqmodel.preprocess import PreprocessSpec, preprocess, resampling_matrix
+from eqmodel.preprocess import (
+    PreprocessSpec,
+    preprocess,
+    resample,
+    resampling_matrix,
+    to_planes,
+)
 
 D4 = group("d4")
 
@@ -94,3 +100,19 @@ def test_a_batch_of_mixed_sizes_is_each_image_by_itself(many_sizes: list[np.ndar
 def test_an_unknown_version_is_refused() -> None:
     with pytest.raises(CheckpointError, match="version 2 is unknown"):
         PreprocessSpec.from_dict(PreprocessSpec(version=2).as_dict())
+
+
+@pytest.mark.parametrize("background", ["border", 0.0, 0.5])
+@pytest.mark.parametrize("fit", ["resize", "crop", "native"])
+@pytest.mark.parametrize("shape", [(256, 256), (28, 28), (31, 40), (200, 121), (3, 3)])
+def test_colour_for_a_grey_model_is_the_luminance_resampled(
+    shape: tuple[int, int], fit: str, background: object
+) -> None:
+    spec = PreprocessSpec(fit=fit, background=background)  # type: ignore[arg-type]
+    images = np.random.default_rng(0).integers(0, 256, (3, *shape, 3), dtype=np.uint8)
+    expected = resample(to_planes(images, spec), spec)
+    found = preprocess(list(images), spec)
+    assert float((found - expected).abs().max()) < 1e-6
+    assert float(found.std()) > 0.01
+    turned = preprocess([np.rot90(image[:, ::-1]) for image in images], spec)
+    assert float((turned - torch.rot90(found.flip(-1), 1, (-2, -1))).abs().max()) < 1e-6

@@ -60,7 +60,8 @@ def test_the_look_at_the_first_images_survives_one(
         check_images(world.input, list_shards(world.input)[:1], ReadOptions(), embedder)
 
 
-@pytest.mark.integration
+@pytest.mark.faults_slow
+@pytest.mark.timeout(1800)
 def test_a_run_rejects_that_image_alone(
     world: World, make_png: MakePng, make_tar: MakeTar, tmp_path: Path, poisonous: str
 ) -> None:

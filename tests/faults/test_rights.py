@@ -18,6 +18,8 @@ from tests.pipelines.conftest import QUICK, embed_here
 
 from .proxy import FaultProxy
 
+pytestmark = pytest.mark.timeout(600)
+
 
 @pytest.fixture
 def proxy(s3_server: str, s3_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:

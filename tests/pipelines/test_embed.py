@@ -118,6 +118,17 @@ def test_every_column_of_a_tar_shard(bench: Bench, make_png: MakePng, make_tar: 
     assert [row["label"] for row in rows.values()] == [None, None, None, None, "7"]
 
 
+def test_what_is_read_is_progress_though_it_holds_no_image(
+    bench: Bench, make_png: MakePng, make_tar: MakeTar
+) -> None:
+    """Else a long shard of few images is held to be stuck."""
+    bench.worker.input.on_read = bench.worker._step
+    bench.put("x.tar", make_tar({"film.mp4": bytes(30 << 20), "a.png": make_png(picture(1))}))
+    before = bench.worker.progress
+    assert bench.embed().num_embedded == 1
+    assert bench.worker.progress - before > 30
+
+
 def test_the_receipt_vouches_for_the_file_on_disk(
     bench: Bench, make_png: MakePng, make_tar: MakeTar
 ) -> None:
@@ -332,7 +343,9 @@ def test_a_worker_without_the_driver_s_folder_takes_the_store_s_copy(
     model_id = worker.settings.model_id
     keep_copy(Folder(str(tmp_path)), model_id, resolve(MODEL))
     elsewhere = WorkerSettings(str(tmp_path), str(tmp_path), model_id, "/not/on/this/machine")
-    assert ShardEmbedder(elsewhere).embedder.model_id == model_id
+    made = ShardEmbedder(elsewhere)
+    assert made.embedder.model_id == model_id
+    assert made.input.on_read is not None
 
 
 def test_calibration_measures_each_phase_on_images_of_the_run(

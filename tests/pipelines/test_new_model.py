@@ -7,6 +7,7 @@ import pytest
 
 from eqmodel.training import TrainConfig, train
 from pipelines import open_store
+from pipelines.models import find_checkpoint, in_precision, model_id_of
 from pipelines.publication import publish
 from pipelines.restore import restore
 from pipelines.retention import RetentionOptions, collect_garbage
@@ -81,3 +82,11 @@ def test_queries_stay_with_the_live_model_until_they_are_told(
     assert open_store(store.url).status()["waiting"] == []
     assert restore(store, first.id, silent).model_id == old
     assert Searcher.open(store.url).model_id == old
+
+
+def test_another_precision_is_another_model(tmp_path: Path) -> None:
+    shipped = find_checkpoint("d4-28-grey", tmp_path)
+    assert in_precision(shipped, "float32", tmp_path, False) == shipped
+    half = in_precision(shipped, "bf16", tmp_path, True)
+    assert model_id_of(half) != model_id_of(shipped)
+    assert in_precision(half, "bf16", tmp_path, False) == half

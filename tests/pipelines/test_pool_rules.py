@@ -1,11 +1,13 @@
 """The rules behind the pool, without Ray: layout, dispatch, failures, efficiency."""
 
 import errno
+import itertools
 from dataclasses import replace
 
 import pytest
 
 from eqmodel.errors import CheckpointError
+from pipelines.calibrate import BUDGET_S, LEAST_PASSES, quartiles
 from pipelines.dispatch import Dispatch
 from pipelines.efficiency import Demand, Rates, ideal, ratio
 from pipelines.errors import AccessDenied, ObjectChanged, ObjectMissing, SettingsError, StorageError
@@ -246,3 +248,24 @@ def test_efficiency_is_ideal_over_actual() -> None:
     assert ratio(1.0, 4.0) == 0.25
     assert ratio(None, 4.0) is None
     assert ratio(1.0, 0.0) is None
+
+
+def test_calibration_takes_turns_and_passes_over_slow_moments() -> None:
+    order: list[str] = []
+    wall = 0.0
+    work = {"decode": itertools.cycle([1.0, 9.0, 1.2, 1.1]), "encode": itertools.cycle([2.0])}
+
+    def act(name: str) -> None:
+        nonlocal wall
+        order.append(name)
+        wall += next(work[name])
+
+    phases = [(lambda name=name: act(name), lambda: wall) for name in work]
+    decode_s, encode_s = quartiles(phases, lambda: wall)
+    assert order == ["decode", "encode"] * LEAST_PASSES
+    assert (decode_s, encode_s) == (pytest.approx(1.1), pytest.approx(2.0))
+    order.clear()
+    quick = [(lambda: act("encode"), lambda: wall)]
+    work["encode"] = itertools.cycle([BUDGET_S / 10])
+    quartiles(quick, lambda: wall)
+    assert len(order) in (10, 11)  # for the time given, in which sums of tenths may fall short

@@ -157,6 +157,26 @@ def test_a_changed_and_a_vanished_shard_leave_in_the_commit_that_adds(
     assert sorted(earlier.known()) == ["a", "b"]
 
 
+def test_what_a_commit_leaves_known_is_what_the_log_says(
+    table: EmbeddingTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the log is not read again, as nobody else has committed: that would cost every
+    commit of a large table a look at all its files."""
+    table.commit([write_shard(table, tmp_path, s) for s in ("a", "b", "c")])
+    assert table.known() == reopened(table).known()
+    with monkeypatch.context() as patch:
+        patch.setattr("pipelines.table.embeddings._known_files", None)
+        table.commit([write_shard(table, tmp_path, "a", "2", "b")], vanished=["b"])
+    assert table.known() == reopened(table).known()
+    assert sorted(table.known()) == ["a", "c"]
+    other = reopened(table)
+    other.commit([write_shard(other, tmp_path, "e", "1", "other")])
+    table.commit([write_shard(table, tmp_path, "d", "1", "mine")])
+    assert table.known() == reopened(table).known()
+    assert sorted(table.known()) == ["a", "c", "d", "e"]
+    assert table.foreign() == {"e"}
+
+
 def test_what_another_writer_touched_is_dropped_whatever_its_etag(
     table: EmbeddingTable, tmp_path: Path
 ) -> None:

@@ -1,0 +1,129 @@
+"""`orbit embed` against plain loops, on three kinds of images, and as the bucket grows.
+
+All with d4-28-grey in float32, as processes that turns are taken by, medians. ORBIT_BENCH_SHARDS
+(20) and ORBIT_BENCH_REPEATS (3) try it small. The steady rate is checked by an outside clock: the
+slope of the whole time between a bucket and half of it.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.bench.buckets import bucket
+from tests.bench.results import BUILD, keep, number_of
+
+SHARDS, REPEATS = number_of("ORBIT_BENCH_SHARDS", 20), number_of("ORBIT_BENCH_REPEATS", 3)
+STORE = BUILD / "store"
+
+
+def timed(command: list[str]) -> tuple[float, int, dict[str, Any]]:
+    """(seconds, largest resident bytes of the process and its children, its JSON)."""
+    began, peak = time.perf_counter(), 0
+    process = psutil.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    while process.poll() is None:
+        family = [process, *process.children(recursive=True)]
+        held = 0
+        for member in family:
+            try:
+                held += member.memory_info().rss
+            except psutil.NoSuchProcess:
+                continue
+        peak = max(peak, held)
+        time.sleep(0.2)
+    assert process.stdout is not None
+    out = process.stdout.read()
+    assert process.returncode == 0, out
+    return time.perf_counter() - began, peak, json.loads(out.splitlines()[-1])
+
+
+def embed(folder: Path, *flags: str) -> tuple[float, int, dict[str, Any]]:
+    shutil.rmtree(STORE, ignore_errors=True)
+    words = ["embed", str(folder), "--model", "d4-28-grey", "--out", str(STORE), "--json", *flags]
+    return timed([sys.executable, "-m", "jobs.cli", *words])
+
+
+def loop(kind: str, folder: Path) -> tuple[float, int, dict[str, Any]]:
+    return timed([sys.executable, "-m", "tests.bench.plain_loops", kind, str(folder)])
+
+
+def test_against_plain_loops() -> None:
+    folder, loops = bucket(28, SHARDS), ["webdataset", "raydata"]
+    try:
+        import webdataset  # noqa: F401
+    except ImportError:
+        loops.remove("webdataset")
+    whole: dict[str, list[float]] = {name: [] for name in ["orbit embed", *loops]}
+    steady: dict[str, list[float]] = {name: [] for name in whole}
+    for _ in range(REPEATS):
+        for name in whole:
+            seconds, _, found = embed(folder) if name == "orbit embed" else loop(name, folder)
+            count = found["num_encoded" if name == "orbit embed" else "num_images"]
+            assert count == SHARDS * 2000
+            whole[name].append(count / seconds)
+            steady[name].append(count / found["steady_s"])
+    figures: dict[str, object] = {"images": SHARDS * 2000}
+    for name in whole:
+        figures[f"{name}, images/s with start-up"] = median(whole[name])
+        figures[f"{name}, images/s without"] = median(steady[name])
+    for name in loops:
+        figures[f"orbit embed against {name}, with start-up"] = median(
+            whole["orbit embed"]
+        ) / median(whole[name])
+        figures[f"orbit embed against {name}, without"] = median(steady["orbit embed"]) / median(
+            steady[name]
+        )
+    if "webdataset" not in loops:
+        figures["left out"] = "webdataset (not installed)"
+    keep("orbit embed against plain loops, 28x28 PNG", figures)
+
+
+@pytest.mark.parametrize(("side", "kind", "shards"), [
+    (28, "28x28 PNG", SHARDS), (256, "256x256 JPEG", SHARDS), (1024, "1024x1024 JPEG", SHARDS)
+])  # fmt: skip
+def test_efficiency_by_an_outside_clock(side: int, kind: str, shards: int) -> None:
+    folder = bucket(side, shards)
+    figures: dict[str, object] = {}
+    for flags in (["--workers", "2"], ["--workers", "1", "--cpus-per-worker", "2"]):
+        runs = [(embed(folder, *flags), embed(folder, *flags, "--limit", str(shards // 2)))
+                for _ in range(REPEATS)]  # fmt: skip
+        slopes = [(a[2]["num_encoded"] - b[2]["num_encoded"]) / (a[0] - b[0]) for a, b in runs]
+        told = [a[2]["images_per_s"] for a, _ in runs]
+        efficiency = [a[2]["efficiency"] for a, _ in runs]
+        outside = median(slopes) * median(efficiency) / median(told)
+        assert abs(outside / median(efficiency) - 1) < 0.2, (outside, efficiency)
+        name = " ".join(flags)
+        figures |= {
+            f"{name}: images/s told": median(told),
+            f"{name}: images/s by the slope": median(slopes),
+            f"{name}: efficiency told": median(efficiency),
+            f"{name}: efficiency by the slope": outside,
+            f"{name}: efficiency, least and most": f"{min(efficiency):.3f} {max(efficiency):.3f}",
+            f"{name}: limit": runs[0][0][2]["limit"],
+        }
+    keep(f"Efficiency on {kind}, d4-28-grey", figures)
+
+
+def test_growth() -> None:
+    figures: dict[str, object] = {}
+    before = 0.0
+    for times in (1, 2, 4, 8, 16):
+        shards = max(1, times * SHARDS // 16)
+        seconds, peak, found = embed(bucket(28, SHARDS), "--limit", str(shards))
+        figures[f"{shards} shards"] = (
+            f"{found['num_encoded']:,} images in {seconds:.1f} s (steady {found['steady_s']:.1f} s)"
+            f", {peak >> 20} MiB at most" + (f", x{seconds / before:.2f}" if before else "")
+        )
+        before = seconds
+    for workers in ("1", "2"):
+        seconds, _, found = embed(bucket(28, SHARDS), "--workers", workers,
+                                  "--cpus-per-worker", "1")  # fmt: skip
+        figures[f"{workers} worker of one CPU, images/s"] = found["images_per_s"]
+    keep("Growth of a bucket of 28x28 PNG", figures)
