@@ -189,6 +189,80 @@ def test_against_exact_search(built: Built) -> None:
     assert exact_s / ours_s >= SPEEDUP
 
 
+@contextmanager
+def stage(stages: dict[str, float], name: str) -> Iterator[None]:
+    """Seconds of a stage, under its name."""
+    began, worked = time.perf_counter(), time.process_time()
+    yield
+    stages[name] = time.perf_counter() - began
+    stages["cpu"] = stages.get("cpu", 0.0) + time.process_time() - worked
+
+
+def test_a_change_of_one_percent_against_a_rebuild(
+    built: Built, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Half a percent goes and half a percent comes, a shard each; digests and recall checked."""
+    folder = tmp_path_factory.mktemp("updated")
+    num, half = len(built.rows), SHARD
+    digests = {p.name: file_sha256(p) for p in built.folder.iterdir() if p.suffix != ".index"}
+    base = replace(built.spec, base_num=num)
+
+    stages: dict[str, float] = {}
+    with stage(stages, "digests of the base"):
+        found = files_sha256([built.folder / name for name in base.base_files])
+        assert found == [digests[name] for name in base.base_files]
+    with stage(stages, "reading what changed"):
+        previous = Previous(base, Sidecar.open(built.folder, base), built.folder, digests)
+        (folder / "fresh").mkdir()
+        numbers = range(num, num + half)
+        fresh = collect(shards(built.vectors, numbers), half, base.dim, folder / "fresh")
+        change = find_change(previous.rows, {source_of(0), source_of(num)}, fresh)
+        assert change is not None
+    with stage(stages, "delta and tombstones"):
+        rows = with_change(previous.rows, change, folder)
+    with stage(stages, "rows in one piece, for clusters and report"):
+        (folder / "rows").mkdir()
+        gathered = rows.gather(folder / "rows")
+    with stage(stages, "index and its recall"):
+        live = np.flatnonzero(rows.alive())
+        asked = Asked(live[held_out_rows(rows.ids_of(live), 1_000)])
+        index, spec, why = update_index(previous, rows, asked, replace(base, how="updated"))
+    with stage(stages, "writing and digests"):
+        index.save_delta(folder / "delta.faiss")
+        files_sha256([path for path in folder.iterdir() if path.is_file()])
+    update_cpu_s = stages.pop("cpu")
+    update_s = sum(stages.values())
+
+    rebuilt_in = tmp_path_factory.mktemp("rebuilt")
+    began, worked = time.perf_counter(), time.process_time()
+    _, _, rebuilt = build(built.vectors, range(half, num + half), rebuilt_in)
+    rebuild_s, rebuild_cpu_s = time.perf_counter() - began, time.process_time() - worked
+    written = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+    whole = sum(path.stat().st_size for path in rebuilt_in.iterdir() if path.is_file())
+    keep(
+        "A nightly change of 1%",
+        {
+            "embeddings": num,
+            "added and removed": f"{len(change.added):,} and {len(change.gone):,}",
+            "update with digests and recall, s": update_s,
+            **{f"of it: {name}, s": seconds for name, seconds in stages.items()},
+            "rebuild, s": rebuild_s,
+            "update / rebuild (0.10 asked at most)": update_s / rebuild_s,
+            "the same in CPU seconds": f"{update_cpu_s:.2f} / {rebuild_cpu_s:.2f} "
+            f"= {update_cpu_s / rebuild_cpu_s:.3f}",
+            "recall updated": spec.recall["recall"],
+            "recall rebuilt": rebuilt.recall["recall"],
+            "written by the update, MiB": written / 2**20,
+            "written by the rebuild, MiB": whole / 2**20,
+        },
+    )
+    assert why is None
+    assert len(gathered) == num
+    assert (spec.delta_num, spec.num_dead) == (half, half)
+    assert abs(spec.recall["recall"] - rebuilt.recall["recall"]) <= 0.005
+    assert update_s / rebuild_s <= UPDATE_SHARE
+
+
 def test_against_the_index_that_autofaiss_picks(built: Built) -> None:
     queries, search = built.truth.queries, ours(built)
     recall, ours_s = recall_of(built, search), timed(search, queries)
@@ -274,80 +348,6 @@ def at_recall(built: Built, index: Any, recall: float) -> tuple[float, float, st
             if found >= recall - 0.002:
                 return best
     return best
-
-
-@contextmanager
-def stage(stages: dict[str, float], name: str) -> Iterator[None]:
-    """Seconds of a stage, under its name."""
-    began, worked = time.perf_counter(), time.process_time()
-    yield
-    stages[name] = time.perf_counter() - began
-    stages["cpu"] = stages.get("cpu", 0.0) + time.process_time() - worked
-
-
-def test_a_change_of_one_percent_against_a_rebuild(
-    built: Built, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    """Half a percent goes and half a percent comes, a shard each; digests and recall checked."""
-    folder = tmp_path_factory.mktemp("updated")
-    num, half = len(built.rows), SHARD
-    digests = {p.name: file_sha256(p) for p in built.folder.iterdir() if p.suffix != ".index"}
-    base = replace(built.spec, base_num=num)
-
-    stages: dict[str, float] = {}
-    with stage(stages, "digests of the base"):
-        found = files_sha256([built.folder / name for name in base.base_files])
-        assert found == [digests[name] for name in base.base_files]
-    with stage(stages, "reading what changed"):
-        previous = Previous(base, Sidecar.open(built.folder, base), built.folder, digests)
-        (folder / "fresh").mkdir()
-        numbers = range(num, num + half)
-        fresh = collect(shards(built.vectors, numbers), half, base.dim, folder / "fresh")
-        change = find_change(previous.rows, {source_of(0), source_of(num)}, fresh)
-        assert change is not None
-    with stage(stages, "delta and tombstones"):
-        rows = with_change(previous.rows, change, folder)
-    with stage(stages, "rows in one piece, for clusters and report"):
-        (folder / "rows").mkdir()
-        gathered = rows.gather(folder / "rows")
-    with stage(stages, "index and its recall"):
-        live = np.flatnonzero(rows.alive())
-        asked = Asked(live[held_out_rows(rows.ids_of(live), 1_000)])
-        index, spec, why = update_index(previous, rows, asked, replace(base, how="updated"))
-    with stage(stages, "writing and digests"):
-        index.save_delta(folder / "delta.faiss")
-        files_sha256([path for path in folder.iterdir() if path.is_file()])
-    update_cpu_s = stages.pop("cpu")
-    update_s = sum(stages.values())
-
-    rebuilt_in = tmp_path_factory.mktemp("rebuilt")
-    began, worked = time.perf_counter(), time.process_time()
-    _, _, rebuilt = build(built.vectors, range(half, num + half), rebuilt_in)
-    rebuild_s, rebuild_cpu_s = time.perf_counter() - began, time.process_time() - worked
-    written = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
-    whole = sum(path.stat().st_size for path in rebuilt_in.iterdir() if path.is_file())
-    keep(
-        "A nightly change of 1%",
-        {
-            "embeddings": num,
-            "added and removed": f"{len(change.added):,} and {len(change.gone):,}",
-            "update with digests and recall, s": update_s,
-            **{f"of it: {name}, s": seconds for name, seconds in stages.items()},
-            "rebuild, s": rebuild_s,
-            "update / rebuild (0.10 asked at most)": update_s / rebuild_s,
-            "the same in CPU seconds": f"{update_cpu_s:.2f} / {rebuild_cpu_s:.2f} "
-            f"= {update_cpu_s / rebuild_cpu_s:.3f}",
-            "recall updated": spec.recall["recall"],
-            "recall rebuilt": rebuilt.recall["recall"],
-            "written by the update, MiB": written / 2**20,
-            "written by the rebuild, MiB": whole / 2**20,
-        },
-    )
-    assert why is None
-    assert len(gathered) == num
-    assert (spec.delta_num, spec.num_dead) == (half, half)
-    assert abs(spec.recall["recall"] - rebuilt.recall["recall"]) <= 0.005
-    assert update_s / rebuild_s <= UPDATE_SHARE
 
 
 if __name__ == "__main__":  # what takes long and is not timed: made beforehand
