@@ -28,6 +28,11 @@ def sample(fields: dict[str, Any]) -> tuple[str, Any]:
     return fields["__key__"], decoded(data)
 
 
+def as_is(batch: Any) -> Any:
+    """Leaves arrays arrays, which a DataLoader makes tensors of by itself."""
+    return batch
+
+
 def with_webdataset(shards: list[str]) -> tuple[float, int]:
     """(time of the first batch, images)."""
     import pyarrow as pa
@@ -44,7 +49,7 @@ def with_webdataset(shards: list[str]) -> tuple[float, int]:
         .map(sample)
         .batched(BATCH, collation_fn=list)
     )
-    loader = torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=2)
+    loader = torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=2, collate_fn=as_is)
     first, count = 0.0, 0
     with tempfile.TemporaryDirectory() as place:
         writer = None
