@@ -95,8 +95,11 @@ def test_the_frozen_encoder_against_other_engines() -> None:
                 ),
                 "eager": lambda: embedder.model.encoder(x),
             }
-            reference = reference_encoder(embedder.model.config)
-            contenders["escnn"] = lambda: reference(x)
+            try:
+                reference = reference_encoder(embedder.model.config)
+                contenders["escnn"] = lambda: reference(x)
+            except pytest.skip.Exception as error:
+                missing.append(str(error))
         with torch.no_grad():
             contenders |= alternatives(embedder, x, missing)
             expected = embedder.frozen(x).numpy()
@@ -115,6 +118,7 @@ def test_the_frozen_encoder_against_other_engines() -> None:
     figures: dict[str, object] = {
         f"{name}, images/s": BATCH / seconds for name, seconds in taken.items()
     }
-    figures["frozen against escnn"] = taken["escnn"] / taken["frozen"]
+    if "escnn" in taken:
+        figures["frozen against escnn"] = taken["escnn"] / taken["frozen"]
     figures["left out"] = "; ".join(missing) or "nothing"
     keep(f"The frozen encoder, d4-28-grey, float32, {THREADS} threads", figures)
