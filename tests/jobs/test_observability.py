@@ -10,6 +10,7 @@ import threading
 import time
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -233,9 +234,10 @@ def test_watching_tells_what_changes_until_it_is_stopped(
 def test_runs_at_work_are_those_that_were_heard_of_lately(store: Path) -> None:
     opened = open_store(str(store))
     heartbeat = next((store / "runs").glob("*/heartbeat.json"))
-    assert [run["run"] for run in opened.runs_at_work()] == [heartbeat.parent.name]
     beat = json.loads(heartbeat.read_text())
     try:
+        heartbeat.write_text(json.dumps(beat | {"time": datetime.now(UTC).isoformat()}))
+        assert [run["run"] for run in opened.runs_at_work()] == [heartbeat.parent.name]
         heartbeat.write_text(json.dumps(beat | {"time": "2026-01-01T00:00:00+00:00"}))
         assert opened.runs_at_work() == []
     finally:
