@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,11 +53,10 @@ def products_of(group: FiniteGroup, t: int, device: torch.device) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def upper_triangle(side: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Rows and columns of the entries on and above the diagonal of a (side, side) matrix."""
-    with torch.inference_mode(False):
-        rows, columns = torch.triu_indices(side, side, device=device)
-    return rows, columns
+def upper_triangle(side: int, device: torch.device) -> Tensor:
+    """Places of the entries on and above the diagonal of a flat (side, side) matrix, row by row."""
+    rows, columns = np.triu_indices(side)
+    return as_table(rows * side + columns, device)
 
 
 def as_table(indices: object, device: torch.device) -> Tensor:

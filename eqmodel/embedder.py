@@ -30,7 +30,7 @@ from eqmodel.readouts import readout
 
 POSE_FEATURES = 8
 MAX_DRIFT = {"float32": 1e-4, "bf16": 2e-2}  # processors sum bfloat16 each in its own way
-BATCH = 256
+BATCH, GPU_BATCH = 256, 4096  # images encoded at once
 
 Images = Sequence[NDArray[Any]]
 
@@ -154,7 +154,7 @@ class Embedder:
         int8.
         """
         embeddings, poses = [], []
-        for part in batch.split(BATCH):
+        for part in batch.split(self.batch_size):
             codes = self.codes_of(part)
             embeddings.append(self.project(codes).float().cpu())
             poses.append(self.quantised_pose(codes).cpu())
@@ -163,6 +163,11 @@ class Embedder:
                 (0, self.group.order * POSE_FEATURES), np.int8
             )
         return torch.cat(embeddings).numpy(), torch.cat(poses).numpy()
+
+    @property
+    def batch_size(self) -> int:
+        """How many images are encoded at once."""
+        return BATCH if self.device == "cpu" else GPU_BATCH
 
     def codes_of(self, batch: Tensor) -> Tensor:
         """(B, C, S, S) on any device -> codes (B, order, m) float32 on the embedder's."""
@@ -198,7 +203,7 @@ class Embedder:
     def codes(self, images: Images) -> NDArray[np.float32]:
         """Images -> code matrices (B, order, m) float32."""
         batch = self.preprocess(images)
-        parts: list[Tensor] = [self.codes_of(part).cpu() for part in batch.split(BATCH)]
+        parts: list[Tensor] = [self.codes_of(part).cpu() for part in batch.split(self.batch_size)]
         return torch.cat(parts).numpy()
 
     def pose_codes(self, images: Images) -> NDArray[np.int8]:

@@ -22,6 +22,7 @@ from eqmodel.layers import GroupLinear
 PRODUCTS = ("gram", "bispectrum")  # sums of products of entries of the code
 READOUTS = ("mean", "max", "rms", "gram", "bispectrum", "attention")
 CORRELATIONS = ("identity", "identity+diagonals", "quarter", "all")  # parts of P and P' for gram
+CAP = 10.0  # bound of attention's logits, whose rounding grows with their size
 MIXTURES = 8  # combinations of columns whose triple correlation the bispectrum readout takes
 
 
@@ -68,12 +69,13 @@ def gram(codes: Tensor, group: FiniteGroup, part: str = "all") -> Tensor:
     what P' keeps beside it.
     """
     m = codes.shape[-1]
-    rows, cols = upper_triangle(m, codes.device)
+    upper = upper_triangle(m, codes.device)
     parts = []
     for h in representatives(group, part):
-        product = codes.transpose(1, 2) @ codes[:, products_by(group, h, codes.device)]
+        moved = codes.index_select(1, products_by(group, h, codes.device))
+        product = (codes.transpose(1, 2) @ moved).flatten(1)
         symmetric = group.inverse[h] == h
-        parts.append(product[:, rows, cols] if symmetric else product.flatten(1))
+        parts.append(product.index_select(1, upper) if symmetric else product)
     if part == "identity+diagonals":
         parts.append(diagonals(codes, group))
     return torch.cat(parts, 1)
@@ -163,7 +165,8 @@ class EquivariantAttention(nn.Module):
 
     def forward(self, codes: Tensor) -> tuple[Tensor, Tensor]:
         """(B, order, m) -> compressed (B, dim), weights (B, order)."""
-        weights = torch.softmax(self.head(F.relu(self.hidden(codes)))[..., 0], 1)
+        logits = self.head(F.relu(self.hidden(codes)))[..., 0]
+        weights = torch.softmax(CAP * torch.tanh(logits / CAP), 1)
         turned_back = codes[:, self.products]  # (B, t, g, m): V[t g]
         canonical = torch.einsum("bt,btgm->bgm", weights, turned_back)
         compressed: Tensor = self.compress(canonical.flatten(1))

@@ -72,6 +72,7 @@ class Steps:
     def capture(self, *batch: Tensor) -> None:
         """Record forward and backward for batches of these shapes."""
         samples = tuple(tensor.clone() for tensor in batch)
+        torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)  # as graphs do
         eager = self.objective.forward
         with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=True):
             torch.cuda.make_graphed_callables(self.objective, samples, allow_unused_input=True)

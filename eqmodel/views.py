@@ -5,6 +5,7 @@ changes of shape, stroke and contrast.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -67,14 +68,22 @@ def random_views(images: Tensor, mirrored: bool, jitter: Jitter = MILD) -> Tenso
     content = restroked(images - background, jitter.stroke)
     grid = F.affine_grid(matrices, list(images.shape), align_corners=False)
     if jitter.elastic:
-        field = F.interpolate(
-            jitter.elastic * noise(images, 2, 4, 4), images.shape[-2:], mode="bicubic"
-        )
+        smooth = smoothing(images.shape[-1], images.device)
+        field = smooth @ (jitter.elastic * noise(images, 2, 4, 4)) @ smooth.T
         grid = grid + loose[..., None] * field.permute(0, 2, 3, 1)
     moved = F.grid_sample(content, grid, padding_mode="zeros", align_corners=False)
     gain = 1.0 + jitter.contrast * noise(images, 1, 1, 1)
     gamma = torch.exp(jitter.contrast * noise(images, 1, 1, 1))
     return background + gain * moved.sign() * moved.abs().clamp_min(1e-6) ** gamma
+
+
+@lru_cache(maxsize=32)
+def smoothing(side: int, device: torch.device) -> Tensor:
+    """(side, 4): bicubic interpolation of 4 values to ``side`` places."""
+    with torch.inference_mode(False):
+        basis = torch.eye(4, device=device).reshape(1, 4, 4, 1)
+        spread: Tensor = F.interpolate(basis, (side, 1), mode="bicubic")[0, :, :, 0].T
+        return spread.contiguous()
 
 
 def noise(images: Tensor, *shape: int) -> Tensor:
