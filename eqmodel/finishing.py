@@ -99,7 +99,8 @@ def with_head(
         return projection.first(config.dim)
     embedder = Embedder(model, spec, projection, pose).to(config.device)
     parts = [embedder.coordinates(part.float()) for part in pixels.split(BATCH)]
-    head = fit_kinds(torch.cat(parts).float(), max(config.dim // 4, 1))
+    found = torch.cat(parts).float().to(config.device)
+    head = fit_kinds(found, max(config.dim // 4, 1))
     return with_kinds(projection, head, config.dim, config.kinds)
 
 
