@@ -93,8 +93,7 @@ class Turned(torch.autograd.Function):
     def forward(ctx: Any, weight: Tensor, tables: Tensor) -> Tensor:
         ctx.save_for_backward(tables)
         if weight.is_cuda:
-            wide: Tensor = weight[:, tables]
-            return wide.transpose(0, 1)
+            return turned_at_once(weight, tables)
         rows = weight.T.contiguous()
         return torch.stack([rows[table].T for table in tables])
 
@@ -103,10 +102,20 @@ class Turned(torch.autograd.Function):
         (tables,) = ctx.saved_tensors
         back = tables.argsort(1)
         if gradients[0].is_cuda:
-            places = back[:, None].expand_as(gradients[0])
-            return gradients[0].gather(2, places).sum(0), None
+            return turned_back_at_once(gradients[0], back), None
         parts = [part.T.contiguous()[table] for part, table in zip(gradients[0], back, strict=True)]
         return torch.stack(parts).sum(0).T, None
+
+
+def turned_at_once(weight: Tensor, tables: Tensor) -> Tensor:
+    """Weights (N, K) -> (G, N, K) by tables (G, K), in one kernel."""
+    wide: Tensor = weight[:, tables]
+    return wide.transpose(0, 1)
+
+
+def turned_back_at_once(gradient: Tensor, back: Tensor) -> Tensor:
+    """Gradients (G, N, K) -> (N, K): each gathered by its inverse table, and summed."""
+    return gradient.gather(2, back[:, None].expand_as(gradient)).sum(0)
 
 
 class GroupConv2d(nn.Module):
