@@ -17,7 +17,7 @@ FIRST_BACKOFF_S = 0.5
 LONGEST_BACKOFF_S = 30.0
 
 
-@dataclass
+@dataclass(slots=True)
 class Task:
     """One shard's history in this run."""
 

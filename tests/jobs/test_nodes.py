@@ -17,13 +17,13 @@ from tests.clusters import RayCluster
 
 pytestmark = [pytest.mark.cluster_slow, pytest.mark.timeout(900)]
 ORBIT = Path(sys.executable).with_name("orbit")
-NUM_SHARDS = 24
+NUM_SHARDS = 100
 GROWING = ("--workers", "1:2", "--deadline", "120")
 
 
 @pytest.fixture(scope="module")
 def bucket(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards enough to be at work while nodes come and go."""
+    """Shards enough to be at work while nodes come and go: 40,000 images."""
     place = tmp_path_factory.mktemp("nodes")
     for number in range(NUM_SHARDS):
         content = (FOLDER / f"clothes-{number % 5}.tar").read_bytes()
