@@ -34,7 +34,7 @@ BATCH_BYTES = 64 << 20
 """Model input of one batch at most, whatever the batch size says."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ShardWork:
     """One shard to embed: ``previous`` is its file in the table, when it has changed.
 
