@@ -21,7 +21,7 @@ from pipelines.index.rows import (
 from pipelines.index.searching import OrbitIndex
 from pipelines.index.segment import Segment
 from pipelines.index.sidecar import Sidecar
-from pipelines.index.spec import CLUSTERS, TRAINED, IndexSpec
+from pipelines.index.spec import ANSWERS, CLUSTERS, TRAINED, IndexSpec
 from pipelines.index.storing import open_index
 from pipelines.index.update import (
     Change,
@@ -36,6 +36,7 @@ from pipelines.index.update import (
 )
 
 __all__ = [
+    "ANSWERS",
     "CLUSTERS",
     "EXACT_UP_TO",
     "ROWS_SCHEMA",
