@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from eqmodel.groups import FiniteGroup
+from pipelines.fast_decode import decode_webp
 
 Pixels = NDArray[np.uint8]
 MAX_SIDE = 256
@@ -67,6 +68,15 @@ def open_picture(data: bytes | None) -> Image.Image | None:
             return picture.convert("RGB")
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError):
         return None
+
+
+def open_pixels(data: bytes | None) -> Pixels | None:
+    """A thumbnail as RGB pixels (H, W, 3); None for none, or one that cannot be read."""
+    pixels = decode_webp(data, MAX_SIDE) if data else None
+    if pixels is None:
+        picture = open_picture(data)
+        pixels = None if picture is None else np.asarray(picture)
+    return pixels
 
 
 def from_pixels(image: NDArray[Any]) -> Image.Image:
