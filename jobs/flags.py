@@ -50,7 +50,7 @@ class EmbedFlags:
         Text, typer.Option(metavar="local|auto|URL", help="the Ray to work on [default: local]")
     ] = None
     batch_size: Annotated[
-        int | None, typer.Option(help="images that are encoded at once [default: 256]")
+        int | None, typer.Option(help="images encoded at once [default: measured, 256 at most]")
     ] = None
     precision: Annotated[
         Text,

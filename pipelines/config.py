@@ -50,7 +50,7 @@ class EmbedSettings:
     max_reject_share: float = 0.05
     deadline_s: float = 300.0
     commit_every_s: float = 5.0
-    batch_size: int = 256
+    batch_size: int | None = None
     precision: str = "float32"
     allow_inexact: bool = False
     buckets: int = DEFAULT_BUCKETS

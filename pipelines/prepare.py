@@ -36,14 +36,14 @@ class Prepared:
     """Some images decoded: a row for each, and model input for the ones worth encoding.
 
     ``pixels`` are tensors (B_i, C, S, S) float32 whose rows belong to ``encodable`` in order;
-    ``seconds`` are per phase.
+    ``seconds`` are per phase; ``num_encoded`` of them went through the network.
     """
 
     rows: list[Row] = field(default_factory=list)
     encodable: list[Row] = field(default_factory=list)
     pixels: list[torch.Tensor] = field(default_factory=list)
     seconds: Seconds = field(default_factory=Seconds)
-    in_bytes: int = 0
+    num_encoded: int = 0
 
     def absorb(self, other: Prepared) -> None:
         """Append another part of the same shard."""
@@ -51,7 +51,14 @@ class Prepared:
         self.encodable += other.encodable
         self.pixels += other.pixels
         self.seconds.absorb(other.seconds)
-        self.in_bytes += other.in_bytes
+
+
+@dataclass(slots=True)
+class Clocks:
+    """Seconds of one call of ``prepare``."""
+
+    decode_s: float = 0.0
+    thumbnail_s: float = 0.0
 
 
 class Preparer:
@@ -65,7 +72,7 @@ class Preparer:
         decoder: Callable[[bytes], NDArray[Any]] | None = None,
     ) -> None:
         self._embedder, self._decode = embedder, decoder or decode
-        self._source = source
+        self._source, self._all_shown = source, thumbnail_share >= 1
         self._share_of_ids = int(thumbnail_share * 2**63)
 
     def prepare(self, samples: Sequence[Sample], done: Mapping[str, Row]) -> Prepared:
@@ -75,13 +82,12 @@ class Preparer:
             return self._prepare(samples, done)
 
     def _prepare(self, samples: Sequence[Sample], done: Mapping[str, Row]) -> Prepared:
-        out = Prepared()
+        out, clocks = Prepared(), Clocks()
         waiting: list[tuple[Row, NDArray[Any]]] = []
         waiting_bytes = 0
         for sample in samples:
             row = new_row(sample)
             out.rows.append(row)
-            out.in_bytes += len(sample.data)
             if sample.error is not None:
                 row.error = sample.error
                 continue
@@ -89,7 +95,7 @@ class Preparer:
             if earlier is not None:
                 carry_over(earlier, row)
                 continue
-            image = self._decoded(sample, row, out.seconds)
+            image = self._decoded(sample, row, clocks)
             if image is not None:
                 waiting.append((row, image))
                 waiting_bytes += image.nbytes
@@ -97,9 +103,11 @@ class Preparer:
                 self._preprocess(waiting, out)
                 waiting, waiting_bytes = [], 0
         self._preprocess(waiting, out)
+        out.seconds.add("decode", clocks.decode_s)
+        out.seconds.add("thumbnail", clocks.thumbnail_s)
         return out
 
-    def _decoded(self, sample: Sample, row: Row, seconds: Seconds) -> NDArray[Any] | None:
+    def _decoded(self, sample: Sample, row: Row, clocks: Clocks) -> NDArray[Any] | None:
         started = time.perf_counter()
         try:
             image = self._decode(sample.data)
@@ -110,10 +118,10 @@ class Preparer:
             return None
         finally:
             decoded = time.perf_counter()
-            seconds.add("decode", decoded - started)
-        if image_id(self._source, row.key) < self._share_of_ids:
+            clocks.decode_s += decoded - started
+        if self._all_shown or image_id(self._source, row.key) < self._share_of_ids:
             row.thumbnail = encode_thumbnail(image)
-        seconds.add("thumbnail", time.perf_counter() - decoded)
+        clocks.thumbnail_s += time.perf_counter() - decoded
         return image
 
     def _preprocess(self, waiting: list[tuple[Row, NDArray[Any]]], out: Prepared) -> None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from eqmodel.checkpoint import resolve
-from pipelines.embed import ShardEmbedder, ShardWork, WorkerSettings, batch_size
+from pipelines.embed import ShardEmbedder, ShardWork, WorkerSettings
 from pipelines.errors import ModelMismatchError, ObjectChanged, ShardFileError
 from pipelines.models import model_id_of
 from pipelines.pacing import Turn
@@ -25,6 +25,7 @@ from pipelines.shard_file import ShardFile, image_id
 from pipelines.shards import Shard, list_shards
 from pipelines.storage import Folder
 from pipelines.table import SCHEMA, KnownFile, Receipt, shard_folder
+from pipelines.warm_up import at_most
 
 MODEL = "d4-28-grey"
 MakePng = Callable[[NDArray[Any]], bytes]
@@ -368,8 +369,8 @@ def test_model_input_of_one_batch_is_bounded(worker: ShardEmbedder) -> None:
     class Large:
         channels, image_size = 3, 1024
 
-    assert batch_size(Large(), 256) == 5  # type: ignore[arg-type]
-    assert batch_size(worker.embedder, 100) == 100
+    assert at_most(Large(), 256) == 5  # type: ignore[arg-type]
+    assert at_most(worker.embedder, 100) == 100
 
 
 def test_the_oldest_ticket_has_the_first_call() -> None:
