@@ -63,6 +63,12 @@ class EmbedFlags:
         bool,
         typer.Option("--allow-inexact", help="bf16 also with an invariance error above 1e-3"),
     ] = False
+    reduced_jpeg: Annotated[
+        bool,
+        typer.Option(
+            "--reduced-jpeg", help="decode JPEG straight to a smaller size: faster, not exact"
+        ),
+    ] = False
     image_column: Annotated[
         Text, typer.Option(help="Parquet column with the image bytes [default: image]")
     ] = None

@@ -8,9 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from eqmodel.errors import Refused
-from pipelines.decode import decode, quiet_decoders
+from pipelines.decode import Caps, decode, quiet_decoders
 from pipelines.efficiency import Rates
 from pipelines.errors import Rejected
+from pipelines.fast_decode import decode_reduced
 from pipelines.shards import Sample, Shard
 from pipelines.storage import Folder
 
@@ -36,6 +37,7 @@ def measure(
     input_folder: Folder,
     shard: Shard,
     threads: int = 1,
+    reduced: int = 0,
 ) -> Rates | None:
     """Core-seconds of each phase by itself (the encoder's on the GPU if it is there) with
     ``threads`` of them at work at once; None when no image decodes.
@@ -48,14 +50,14 @@ def measure(
     """
     import torch
 
-    good, images = _decodable(embedder, samples)
+    good, images = _decodable(embedder, samples, reduced)
     if not images:
         return None
     batch = embedder.preprocess(images)
     on_gpu = not embedder.device.startswith("cpu")
     clock = time.perf_counter if on_gpu else time.thread_time
     phases: list[Phase] = [
-        (lambda: _decode_all(good), time.thread_time),
+        (lambda: _decode_all(good, reduced), time.thread_time),
         (lambda: embedder.preprocess(images), time.thread_time),
         (lambda: embedder.encode(batch), clock),
     ]
@@ -101,20 +103,25 @@ def quartiles(
     return [sorted(passes)[len(passes) // 4] for passes in zip(*taken, strict=True)]
 
 
-def _decode_all(encoded: Sequence[bytes]) -> None:
+def _decode_all(encoded: Sequence[bytes], reduced: int) -> None:
     with quiet_decoders():
         for data in encoded:
-            decode(data)
+            _decoded(data, reduced)
+
+
+def _decoded(data: bytes, reduced: int) -> NDArray[Any]:
+    found = decode_reduced(data, Caps(), reduced) if reduced else None
+    return decode(data) if found is None else found[0]
 
 
 def _decodable(
-    embedder: Embedder, samples: Sequence[Sample]
+    embedder: Embedder, samples: Sequence[Sample], reduced: int
 ) -> tuple[list[bytes], list[NDArray[Any]]]:
     good: list[bytes] = []
     images: list[NDArray[Any]] = []
     for sample in samples[:IMAGES]:
         try:
-            image = decode(sample.data)
+            image = _decoded(sample.data, reduced)
             embedder.accepts(image)
         except (Rejected, Refused):
             continue

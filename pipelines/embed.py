@@ -9,17 +9,13 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pipelines import calibrate, scratch
-from pipelines.allocator import keep_freed_memory
 from pipelines.carried import Carried
 from pipelines.efficiency import Rates
-from pipelines.errors import ModelMismatchError
 from pipelines.faults import faultpoint
 from pipelines.isolated import IsolatedDecoder
 from pipelines.lanes import Lanes
-from pipelines.models import checkpoint_of_store
 from pipelines.pacing import Tally, Turn, chunked
 from pipelines.prepare import Prepared, Preparer, fill
 from pipelines.quarantine import Quarantine
@@ -27,11 +23,10 @@ from pipelines.shard_file import CheckedFile, ShardFile
 from pipelines.shards import Damage, ReadOptions, Sample, Shard, read_shard
 from pipelines.storage import Folder
 from pipelines.table import KnownFile, Receipt, file_statistics, shard_folder
-from pipelines.warm_up import MOST_AT_ONCE, warm_up
+from pipelines.warm_up import MOST_AT_ONCE, load_embedder, warm_up
 
-if TYPE_CHECKING:
-    from eqmodel import Embedder
-
+REDUCED_TO = 2
+"""With ``reduced_jpeg``, pixels a side for each one of the model's input, at least."""
 CHUNK = 64
 """Images that are decoded at once."""
 
@@ -64,6 +59,7 @@ class WorkerSettings:
     batch_size: int | None = None
     threads: int = 1
     device: str = "cpu"
+    reduced_jpeg: bool = False
     prefix: str = ""
     run: str = ""
     log_format: str = "text"
@@ -81,9 +77,9 @@ class ShardEmbedder:
     file is written and uploaded while the second is; the older one goes first. ``progress`` grows
     with every batch and as bytes come, for the driver's deadline.
 
-    Memory, beside the model and twice the fetched bytes (``read_ahead.AHEAD_BYTES`` a shard): of
-    each of ``threads`` lanes a chunk of images (4 MiB as stored, 16 MiB of pixels) and two batches
-    (64 MiB of model input each at most), and what the model takes to encode one.
+    Memory, beside the model and what is fetched ahead (72 MiB of each of two shards at most, see
+    ``read_ahead.py``): of each of ``threads`` lanes a chunk of images (4 MiB as stored, 16 MiB of
+    pixels) and two batches (64 MiB of model input each at most), and what encoding one takes.
     """
 
     def __init__(self, settings: WorkerSettings, worker: str = "worker") -> None:
@@ -126,13 +122,17 @@ class ShardEmbedder:
         faultpoint("worker.receipt")
         return self._receipt(work, file, checked, path, tally)
 
+    @property
+    def _reduced(self) -> int:
+        return REDUCED_TO * self.embedder.image_size if self.settings.reduced_jpeg else 0
+
     def calibrate(self) -> Rates | None:
         """This worker's rates on images of its first shard; None when it has seen no image."""
         if self._first is None or not self._kept:
             return None
         first = as_listed(self._first, self.settings.prefix)
         return calibrate.measure(
-            self.embedder, self._kept, self.input, first, self.settings.threads
+            self.embedder, self._kept, self.input, first, self.settings.threads, self._reduced
         )
 
     def _add_images(self, file: ShardFile, work: ShardWork, carried: Carried, tally: Tally) -> None:
@@ -183,7 +183,9 @@ class ShardEmbedder:
         self, work: ShardWork, samples: Iterator[Sample], carried: Carried, ticket: int
     ) -> Iterator[Prepared]:
         """Batches of finished rows in the order of the shard."""
-        preparer = Preparer(self.embedder, work.shard.source, self.settings.thumbnail_share)
+        preparer = Preparer(
+            self.embedder, work.shard.source, self.settings.thumbnail_share, reduced=self._reduced
+        )
         enough = min(work.batch_size, self.pace.batch_size)
 
         def prepare(chunk: list[Sample]) -> Prepared:
@@ -278,28 +280,3 @@ def followed_by(samples: Iterator[Sample], act: Callable[[], None]) -> Iterator[
     """The same samples, and ``act`` once there are no more."""
     yield from samples
     act()
-
-
-def load_embedder(settings: WorkerSettings, place: Path) -> Embedder:
-    """The run's model on the worker's device.
-
-    Taken from the driver's folder where that exists, else from the copy in the store (into
-    ``place``). ModelMismatchError when it is another model than the driver planned with.
-    """
-    import torch
-
-    from eqmodel import Embedder
-
-    faultpoint("worker.load")
-    keep_freed_memory()
-    torch.set_num_threads(settings.threads)
-    folder = Path(settings.model_folder)
-    if not folder.is_dir():
-        folder = checkpoint_of_store(Folder(settings.store_url), settings.model_id, place)
-    embedder = Embedder.load(folder, device=settings.device)
-    if embedder.model_id != settings.model_id:
-        raise ModelMismatchError(
-            f"{folder}: model {embedder.model_id} found, {settings.model_id} expected: "
-            "the checkpoint changed during the run; run again"
-        )
-    return embedder

@@ -126,6 +126,7 @@ class EmbeddingRun:
             batch_size=settings.batch_size,
             threads=layout.threads,
             device=layout.device,
+            reduced_jpeg=settings.reduced_jpeg,
             prefix=job.prefix,
             run=job.run,
             log_format=log().format,

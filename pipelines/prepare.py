@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eqmodel.errors import Refused
-from pipelines.decode import decode, quiet_decoders
+from pipelines.decode import Caps, decode, quiet_decoders
 from pipelines.errors import Rejected
+from pipelines.fast_decode import decode_reduced
 from pipelines.faults import faultpoint
 from pipelines.pacing import Seconds
 from pipelines.shard_file import Row, image_id
@@ -70,8 +71,11 @@ class Preparer:
         source: str,
         thumbnail_share: float,
         decoder: Callable[[bytes], NDArray[Any]] | None = None,
+        reduced: int = 0,
     ) -> None:
+        """reduced: decode a JPEG straight to a smaller size, of so many pixels a side at least."""
         self._embedder, self._decode = embedder, decoder or decode
+        self._reduced = reduced
         self._source, self._all_shown = source, thumbnail_share >= 1
         self._share_of_ids = int(thumbnail_share * 2**63)
 
@@ -110,8 +114,7 @@ class Preparer:
     def _decoded(self, sample: Sample, row: Row, clocks: Clocks) -> NDArray[Any] | None:
         started = time.perf_counter()
         try:
-            image = self._decode(sample.data)
-            row.height, row.width = image.shape[:2]
+            image, (row.height, row.width) = self._pixels(sample.data)
             self._embedder.accepts(image)
         except (Rejected, Refused) as error:
             row.error = one_line(error)
@@ -123,6 +126,14 @@ class Preparer:
             row.thumbnail = encode_thumbnail(image)
         clocks.thumbnail_s += time.perf_counter() - decoded
         return image
+
+    def _pixels(self, data: bytes) -> tuple[NDArray[Any], tuple[int, int]]:
+        if self._reduced:
+            found = decode_reduced(data, Caps(), self._reduced)
+            if found is not None:
+                return found
+        image = self._decode(data)
+        return image, image.shape[:2]
 
     def _preprocess(self, waiting: list[tuple[Row, NDArray[Any]]], out: Prepared) -> None:
         if not waiting:

@@ -10,11 +10,19 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
+from pipelines.allocator import keep_freed_memory
+from pipelines.errors import ModelMismatchError
+from pipelines.faults import faultpoint
+from pipelines.models import checkpoint_of_store
+from pipelines.storage import Folder
+
 if TYPE_CHECKING:
     from eqmodel import Embedder
+    from pipelines.embed import WorkerSettings
 
 MOST_AT_ONCE = 256
 CANDIDATES = (256, 128, 64, 32)
@@ -33,6 +41,31 @@ class Pace:
 
     batch_size: int
     in_lanes: bool
+
+
+def load_embedder(settings: WorkerSettings, place: Path) -> Embedder:
+    """The run's model on the worker's device.
+
+    Taken from the driver's folder where that exists, else from the copy in the store (into
+    ``place``). ModelMismatchError when it is another model than the driver planned with.
+    """
+    import torch
+
+    from eqmodel import Embedder
+
+    faultpoint("worker.load")
+    keep_freed_memory()
+    torch.set_num_threads(settings.threads)
+    folder = Path(settings.model_folder)
+    if not folder.is_dir():
+        folder = checkpoint_of_store(Folder(settings.store_url), settings.model_id, place)
+    embedder = Embedder.load(folder, device=settings.device)
+    if embedder.model_id != settings.model_id:
+        raise ModelMismatchError(
+            f"{folder}: model {embedder.model_id} found, {settings.model_id} expected: "
+            "the checkpoint changed during the run; run again"
+        )
+    return embedder
 
 
 def warm_up(embedder: Embedder, threads: int, batch_size: int | None) -> Pace:
