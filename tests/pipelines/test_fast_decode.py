@@ -115,7 +115,7 @@ def test_a_jpeg_straight_to_a_smaller_size(mode: str, size: tuple[int, int]) -> 
     assert small[0].shape[:2] == (40, 31)
 
 
-@pytest.mark.parametrize("shape", [(257, 190, 3), (1000, 1001), (96, 97, 3), (3, 900)])
+@pytest.mark.parametrize("shape", [(257, 190, 3), (1000, 1001), (192, 192, 3), (3, 900)])
 def test_the_thumbnail_of_a_turned_image_is_the_turned_thumbnail(shape: tuple[int, ...]) -> None:
     pixels = np.asarray(picture("RGB", shape[1::-1]))
     pixels = pixels if len(shape) == 3 else np.ascontiguousarray(pixels[..., 0])
