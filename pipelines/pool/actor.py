@@ -103,7 +103,7 @@ class ShardWorker:
     @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator]
     def use_threads(self, threads: int) -> None:
         if self._embedder is not None:
-            self._embedder.threads = threads
+            self._embedder.lanes.use(threads)
 
     @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator]
     def progress(self) -> int:

@@ -13,11 +13,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import ray
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import RayError
 
 from pipelines.dispatch import Dispatch
-from pipelines.efficiency import Rates
+from pipelines.efficiency import Rates, mean
 from pipelines.embed import ShardWork
 from pipelines.errors import RayError as OrbitRayError
 from pipelines.failures import Failure
@@ -91,17 +90,15 @@ class Pool:
         return None
 
     def calibrate(self, timeout_s: float = 15.0) -> Rates | None:
-        """Rates of one worker that is warm and now alone; None when none could be measured."""
-        for slot in self._slots:
-            if slot.ready is None or slot.works:
-                continue
-            try:
-                rates: Rates | None = ray.get(slot.actor.calibrate.remote(), timeout=timeout_s)
-            except (RayError, GetTimeoutError):
-                continue
-            if rates is not None:
-                return rates
-        return None
+        """Rates of the mean worker, all of them asked at once; None when none could be measured."""
+        idle = [slot for slot in self._slots if slot.ready is not None and not slot.works]
+        asked = [slot.actor.calibrate.remote() for slot in idle]
+        ends, measured = time.monotonic() + timeout_s, list[Rates]()
+        while asked and time.monotonic() < ends:
+            answers = answered(asked, POLL_S)
+            measured += [rates for rates in answers.values() if isinstance(rates, Rates)]
+            asked = [ref for ref in asked if ref not in answers]
+        return mean(measured)
 
     # -- starting -----------------------------------------------------------------------------
 
