@@ -50,7 +50,7 @@ class EmbedFlags:
         Text, typer.Option(metavar="local|auto|URL", help="the Ray to work on [default: local]")
     ] = None
     batch_size: Annotated[
-        int | None, typer.Option(help="images that are encoded at once [default: 256]")
+        int | None, typer.Option(help="images encoded at once [default: measured, 256 at most]")
     ] = None
     precision: Annotated[
         Text,
@@ -62,6 +62,12 @@ class EmbedFlags:
     allow_inexact: Annotated[
         bool,
         typer.Option("--allow-inexact", help="bf16 also with an invariance error above 1e-3"),
+    ] = False
+    reduced_jpeg: Annotated[
+        bool,
+        typer.Option(
+            "--reduced-jpeg", help="decode JPEG straight to a smaller size: faster, not exact"
+        ),
     ] = False
     image_column: Annotated[
         Text, typer.Option(help="Parquet column with the image bytes [default: image]")

@@ -27,15 +27,24 @@ def embed_text(summary: "EmbedSummary") -> str:
     return "\n".join([*lines, *speed_lines(summary)])
 
 
+LIMITS = {"cpu": "the processor", "gpu": "the GPU", "network": "the network"}
+
+
 def speed_lines(summary: "EmbedSummary") -> list[str]:
-    """The speed, and what share of the machine's limit it is; nothing when none was measured."""
+    """The speed, what share of the machine's limit it is, and the parts by themselves; nothing
+    when none was measured.
+    """
     facts = summary.as_dict()
     if facts["images_per_s"] is None:
         return []
     line = f"speed    {facts['images_per_s']:,.0f} images/s"
-    if facts["efficiency"] is not None:
-        line += f", {facts['efficiency']:.0%} of what the {facts['limit']} here can do"
-    return [line]
+    if facts["efficiency"] is None:
+        return [line]
+    line += f", {facts['efficiency']:.0%} of what {LIMITS[facts['limit']]} here can do"
+    line += f" ({facts['efficiency_total']:.0%} with start and end)"
+    parts = [(name, facts[f"{name}_per_s"]) for name in ("fetch", "decode", "model")]
+    told = ", ".join(f"{name} {rate:,.0f}/s" for name, rate in parts if rate is not None)
+    return [line, f"alone    {told}"]
 
 
 def plan_text(summary: "EmbedSummary") -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from pipelines.shards.listing import input_folder
 from pipelines.storage import Folder
 from pipelines.summary import Clock, EmbedSummary, Planned, RunSummary
 from pipelines.table import Counts, EmbeddingTable, KnownFile, Plan, TableIdentity, live_model
-from pipelines.telemetry import take_run_name
+from pipelines.telemetry import log, take_run_name
 
 if TYPE_CHECKING:
     from pipelines.publication import PublishOptions
@@ -116,7 +117,17 @@ def embed_input(settings: EmbedSettings, progress: Progress = silent) -> EmbedSu
             faultpoint("driver.created")
             summary = EmbeddingRun(job, table, progress, started).execute()
     summary.clock.elapsed_s = time.monotonic() - started
+    if summary.landed:
+        keep_summary(job, summary)
     return summary
+
+
+def keep_summary(job: Job, summary: EmbedSummary) -> None:
+    """The run's figures beside its heartbeat, for people: no reason to fail."""
+    try:
+        job.store.write(f"runs/{job.run}/summary.json", json.dumps(summary.as_dict()).encode())
+    except OrbitError as error:
+        log().event("summary", message=str(error))
 
 
 def run_input(

@@ -1,15 +1,17 @@
-"""How fast one worker is when it is warm and alone: the denominator of the efficiency."""
+"""How fast one worker is when it is warm: the denominator of the efficiency."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from eqmodel.errors import Refused
-from pipelines.decode import decode, quiet_decoders
+from pipelines.decode import Caps, decode, quiet_decoders
 from pipelines.efficiency import Rates
 from pipelines.errors import Rejected
+from pipelines.fast_decode import decode_reduced
 from pipelines.shards import Sample, Shard
 from pipelines.storage import Folder
 
@@ -19,45 +21,56 @@ if TYPE_CHECKING:
     from eqmodel import Embedder
 
 IMAGES = 256
+KEPT_BYTES = 32 << 20
+"""Of the images kept for it, as stored."""
 BUDGET_S = 1.5
 LEAST_PASSES = 4
 FETCH_S = 0.4
 FETCH_BYTES = 8 << 20
 
+Phase = tuple[Callable[[], object], Callable[[], float]]
+
 
 def measure(
-    embedder: Embedder, samples: Sequence[Sample], input_folder: Folder, shard: Shard
+    embedder: Embedder,
+    samples: Sequence[Sample],
+    input_folder: Folder,
+    shard: Shard,
+    threads: int = 1,
+    reduced: int = 0,
 ) -> Rates | None:
-    """Rates on one core (the encoder on the GPU if it is there); None when no image decodes.
+    """Core-seconds of each phase by itself (the encoder's on the GPU if it is there) with
+    ``threads`` of them at work at once; None when no image decodes.
 
-    Core-seconds are CPU time, so other programs on the machine do not make the ideal easier. The
-    phases take turns for 1.5 s, so that a slow moment of the machine meets all of them, and of
-    each the lower quartile of its passes counts: the best pass alone varied by 25% between runs.
+    Core-seconds are CPU time, so other programs on the machine do not make the ideal easier; all
+    the cores of the run are busy with the same, by threads here and by the other workers, which are
+    asked at once: one core alone has caches and clock that two together have not. The phases
+    take turns for 1.5 s, so that a slow moment of the machine meets all of them, and of each the
+    lower quartile of its passes counts: the best pass alone varied by 25% between runs.
     """
     import torch
 
-    threads = torch.get_num_threads()
+    good, images = _decodable(embedder, samples, reduced)
+    if not images:
+        return None
+    batch = embedder.preprocess(images)
+    on_gpu = not embedder.device.startswith("cpu")
+    clock = time.perf_counter if on_gpu else time.thread_time
+    phases: list[Phase] = [
+        (lambda: _decode_all(good, reduced), time.thread_time),
+        (lambda: embedder.preprocess(images), time.thread_time),
+        (lambda: embedder.encode(batch), clock),
+    ]
+    before, at_once = torch.get_num_threads(), 1 if on_gpu else threads
     torch.set_num_threads(1)
-    try:
-        good, images = _decodable(embedder, samples)
-        if not images:
-            return None
-        batch = embedder.preprocess(images)
-        on_gpu = not embedder.device.startswith("cpu")
-        decode_s, preprocess_s, encode_s = quartiles(
-            [
-                (lambda: _decode_all(good), time.thread_time),
-                (lambda: embedder.preprocess(images), time.thread_time),
-                (
-                    lambda: embedder.encode(batch),
-                    time.perf_counter if on_gpu else time.thread_time,
-                ),
-            ]
-        )
-    finally:
-        torch.set_num_threads(threads)
+    with ThreadPoolExecutor(at_once, initializer=lambda: torch.set_num_threads(1)) as pool:
+        found = list(pool.map(lambda _: quartiles(phases), range(at_once)))
+    torch.set_num_threads(before)
     count, rate = len(images), fetch_rate(input_folder, shard)
-    return Rates(decode_s / count, preprocess_s / count, encode_s / count, on_gpu, rate, count)
+    decode_s, preprocess_s, encode_s = (
+        sum(taken) / (count * at_once) for taken in zip(*found, strict=True)
+    )
+    return Rates(decode_s, preprocess_s, encode_s, on_gpu, rate, count)
 
 
 def fetch_rate(folder: Folder, shard: Shard) -> float | None:
@@ -74,7 +87,7 @@ def fetch_rate(folder: Folder, shard: Shard) -> float | None:
 
 
 def quartiles(
-    phases: Sequence[tuple[Callable[[], object], Callable[[], float]]],
+    phases: Sequence[Phase],
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[float]:
     """Seconds of each phase by its own clock: the lower quartile of passes that take turns, four
@@ -90,20 +103,25 @@ def quartiles(
     return [sorted(passes)[len(passes) // 4] for passes in zip(*taken, strict=True)]
 
 
-def _decode_all(encoded: Sequence[bytes]) -> None:
+def _decode_all(encoded: Sequence[bytes], reduced: int) -> None:
     with quiet_decoders():
         for data in encoded:
-            decode(data)
+            _decoded(data, reduced)
+
+
+def _decoded(data: bytes, reduced: int) -> NDArray[Any]:
+    found = decode_reduced(data, Caps(), reduced) if reduced else None
+    return decode(data) if found is None else found[0]
 
 
 def _decodable(
-    embedder: Embedder, samples: Sequence[Sample]
+    embedder: Embedder, samples: Sequence[Sample], reduced: int
 ) -> tuple[list[bytes], list[NDArray[Any]]]:
     good: list[bytes] = []
     images: list[NDArray[Any]] = []
     for sample in samples[:IMAGES]:
         try:
-            image = decode(sample.data)
+            image = _decoded(sample.data, reduced)
             embedder.accepts(image)
         except (Rejected, Refused):
             continue

@@ -25,7 +25,8 @@ class EmbedSettings:
     ``limit`` is the number of new or changed shards (for folders: hash buckets) to embed at most;
     ``deadline_s`` the seconds without any progress after which a worker counts as stuck;
     ``commit_every_s`` the pause between commits; ``thumbnail_share`` the share of images that get
-    a thumbnail; ``max_reject_share`` the share of rejected rows past which the run fails.
+    a thumbnail; ``reduced_jpeg`` decodes a JPEG straight to a smaller size, which is faster and not
+    exact under turns; ``max_reject_share`` the share of rejected rows past which the run fails.
     """
 
     input: str
@@ -50,9 +51,10 @@ class EmbedSettings:
     max_reject_share: float = 0.05
     deadline_s: float = 300.0
     commit_every_s: float = 5.0
-    batch_size: int = 256
+    batch_size: int | None = None
     precision: str = "float32"
     allow_inexact: bool = False
+    reduced_jpeg: bool = False
     buckets: int = DEFAULT_BUCKETS
 
     def __post_init__(self) -> None:

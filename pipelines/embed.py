@@ -4,37 +4,34 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pipelines import calibrate, scratch
-from pipelines.allocator import keep_freed_memory
 from pipelines.carried import Carried
 from pipelines.efficiency import Rates
-from pipelines.errors import ModelMismatchError
 from pipelines.faults import faultpoint
 from pipelines.isolated import IsolatedDecoder
-from pipelines.models import checkpoint_of_store
+from pipelines.lanes import Lanes
 from pipelines.pacing import Tally, Turn, chunked
 from pipelines.prepare import Prepared, Preparer, fill
 from pipelines.quarantine import Quarantine
-from pipelines.shard_file import CheckedFile, Row, ShardFile
+from pipelines.shard_file import CheckedFile, ShardFile
 from pipelines.shards import Damage, ReadOptions, Sample, Shard, read_shard
 from pipelines.storage import Folder
 from pipelines.table import KnownFile, Receipt, file_statistics, shard_folder
+from pipelines.warm_up import MOST_AT_ONCE, load_embedder, warm_up
 
-if TYPE_CHECKING:
-    from eqmodel import Embedder
+REDUCED_TO = 2
+"""With ``reduced_jpeg``, pixels a side for each one of the model's input, at least."""
+CHUNK = 64
+"""Images that are decoded at once."""
 
-BATCH_BYTES = 64 << 20
-"""Model input of one batch at most, whatever the batch size says."""
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ShardWork:
     """One shard to embed: ``previous`` is its file in the table, when it has changed.
 
@@ -45,7 +42,7 @@ class ShardWork:
     run: str
     attempt: int
     previous: KnownFile | None = None
-    batch_size: int = 256
+    batch_size: int = MOST_AT_ONCE
     quarantine: int = 0
 
 
@@ -59,9 +56,10 @@ class WorkerSettings:
     model_folder: str
     read: ReadOptions = field(default_factory=ReadOptions)
     thumbnail_share: float = 1.0
-    batch_size: int = 256
+    batch_size: int | None = None
     threads: int = 1
     device: str = "cpu"
+    reduced_jpeg: bool = False
     prefix: str = ""
     run: str = ""
     log_format: str = "text"
@@ -75,21 +73,24 @@ def as_listed(shard: Shard, prefix: str) -> Shard:
 class ShardEmbedder:
     """Embeds shards with one model; ``embed`` may be called from two threads at once.
 
-    Then the second shard is fetched and decoded while the first is encoded; the older one has
-    the first call on the encoder. ``progress`` grows with every batch and as bytes come, for the
-    driver's deadline; ``threads`` is what torch may use, the declared CPUs or more when the driver
-    says so.
+    Then the second shard is fetched while the first is decoded and encoded, and the first one's
+    file is written and uploaded while the second is; the older one goes first. ``progress`` grows
+    with every batch and as bytes come, for the driver's deadline.
+
+    Memory, beside the model and what is fetched ahead (72 MiB of each of two shards at most, see
+    ``read_ahead.py``): of each of ``threads`` lanes a chunk of images (4 MiB as stored, 16 MiB of
+    pixels) and two batches (64 MiB of model input each at most), and what encoding one takes.
     """
 
     def __init__(self, settings: WorkerSettings, worker: str = "worker") -> None:
         self.settings, self.worker, self.progress = settings, worker, 0
-        self.threads = settings.threads
         self.input = Folder(settings.input_url)
         self.table = Folder(settings.store_url).child(f"embeddings/{settings.model_id}")
         self._place = scratch.folder()
         self.embedder = load_embedder(settings, Path(self._place.name))
-        self._decoders = ThreadPoolExecutor(settings.threads, thread_name_prefix="decode")
-        self._turn, self._steps = Turn(), itertools.count(1)
+        self.pace = warm_up(self.embedder, settings.threads, settings.batch_size)
+        self.lanes = Lanes(settings.threads, encodes=self.pace.in_lanes)
+        self._reading, self._encoding, self._steps = Turn(), Turn(), itertools.count(1)
         self.input.on_read = self._step  # a shard may be long and hold few images
         self._first: Shard | None = None
         self._kept: list[Sample] = []
@@ -121,23 +122,34 @@ class ShardEmbedder:
         faultpoint("worker.receipt")
         return self._receipt(work, file, checked, path, tally)
 
+    @property
+    def _reduced(self) -> int:
+        return REDUCED_TO * self.embedder.image_size if self.settings.reduced_jpeg else 0
+
     def calibrate(self) -> Rates | None:
         """This worker's rates on images of its first shard; None when it has seen no image."""
         if self._first is None or not self._kept:
             return None
         first = as_listed(self._first, self.settings.prefix)
-        return calibrate.measure(self.embedder, self._kept, self.input, first)
+        return calibrate.measure(
+            self.embedder, self._kept, self.input, first, self.settings.threads, self._reduced
+        )
 
     def _add_images(self, file: ShardFile, work: ShardWork, carried: Carried, tally: Tally) -> None:
-        ticket, damage = self._turn.ticket(), list[Damage]()
-        samples = self._samples(work, carried, damage, tally)
-        if work.quarantine > 1:
-            self._add_in_quarantine(file, work, samples, tally)
-        else:
-            parts = self._decoded_apart if work.quarantine else self._prepared
-            for prepared in parts(work, samples, carried):
-                file.add(self._encoded(prepared, ticket, tally))
-                self._step()
+        damage = list[Damage]()
+        ticket = self._reading.ticket()
+        samples = begun(self._samples(work, carried, damage, tally))
+        with ExitStack() as turn:
+            turn.enter_context(self._reading.hold(ticket))
+            if work.quarantine > 1:
+                self._add_in_quarantine(file, work, samples, tally)
+            else:
+                parts = self._decoded_apart if work.quarantine else self._embedded
+                for done in parts(work, followed_by(samples, turn.close), carried, ticket):
+                    tally.seconds.absorb(done.seconds)
+                    tally.num_encoded += done.num_encoded
+                    file.add(done.rows)
+                    self._step()
         for found in damage:
             file.mark("!damaged", f"at {found.position}: {found.reason}")
         if not file.num_rows:
@@ -149,68 +161,74 @@ class ShardEmbedder:
         shard = as_listed(work.shard, self.settings.prefix)
         reading = iter(read_shard(self.input, shard, self.settings.read, only=carried.missing))
         keep = not work.quarantine and self._first in (None, work.shard)
+        fetch_s, clock, kept = 0.0, time.perf_counter, 0
         while True:
-            with tally.timed("fetch"):
-                found = next(reading, None)
+            started = clock()
+            found = next(reading, None)
+            fetch_s += clock() - started
             if found is None:
+                tally.seconds.add("fetch", fetch_s)
                 return
             if isinstance(found, Damage):
                 damage.append(found)
                 continue
-            if keep and len(self._kept) < calibrate.IMAGES:
+            if keep and len(self._kept) < calibrate.IMAGES and kept < calibrate.KEPT_BYTES:
                 self._first = work.shard
                 self._kept.append(found)
+                kept += len(found.data)
             tally.in_bytes += len(found.data)
             yield found
 
-    def _prepared(
-        self, work: ShardWork, samples: Iterator[Sample], carried: Carried
+    def _embedded(
+        self, work: ShardWork, samples: Iterator[Sample], carried: Carried, ticket: int
     ) -> Iterator[Prepared]:
-        """Batches of decoded images in the order of the shard."""
-        preparer = Preparer(self.embedder, work.shard.source, self.settings.thumbnail_share)
-        enough = batch_size(self.embedder, work.batch_size)
-        waiting: deque[Future[Prepared]] = deque()
-        ready = Prepared()
-        for chunk in chunked(samples, min(enough, 64)):
-            waiting.append(self._decoders.submit(preparer.prepare, chunk, carried.by_digest))
-            if len(waiting) > self.settings.threads + 1:
-                ready.absorb(waiting.popleft().result())
-                self._step()
-            if len(ready.encodable) >= enough:
-                yield ready
-                ready = Prepared()
-        while waiting:
-            ready.absorb(waiting.popleft().result())
-            if len(ready.encodable) >= enough or not waiting:
-                yield ready
-                ready = Prepared()
+        """Batches of finished rows in the order of the shard."""
+        preparer = Preparer(
+            self.embedder, work.shard.source, self.settings.thumbnail_share, reduced=self._reduced
+        )
+        enough = min(work.batch_size, self.pace.batch_size)
+
+        def prepare(chunk: list[Sample]) -> Prepared:
+            prepared = preparer.prepare(chunk, carried.by_digest)
+            self._step()
+            return prepared
+
+        def encode(ready: Prepared) -> Prepared:
+            return self._encoded(ready, ticket)
+
+        return self.lanes.through(chunked(samples, min(enough, CHUNK)), prepare, encode, enough)
 
     def _decoded_apart(
-        self, work: ShardWork, samples: Iterator[Sample], carried: Carried
+        self, work: ShardWork, samples: Iterator[Sample], carried: Carried, ticket: int
     ) -> Iterator[Prepared]:
         """The same by a decoder that may crash without harm, one image at a time."""
-        enough = min(batch_size(self.embedder, work.batch_size), 64)
+        enough = min(work.batch_size, self.pace.batch_size, CHUNK)
         with IsolatedDecoder() as child:
             preparer = Preparer(
                 self.embedder, work.shard.source, self.settings.thumbnail_share, child.decode
             )
             for chunk in chunked(samples, enough):
-                yield preparer.prepare(chunk, carried.by_digest)
+                yield self._encoded(preparer.prepare(chunk, carried.by_digest), ticket)
 
-    def _encoded(self, prepared: Prepared, ticket: int, tally: Tally) -> list[Row]:
+    def _encoded(self, prepared: Prepared, ticket: int) -> Prepared:
+        """Its rows filled in; outside the lanes one batch at a time, on all threads of torch."""
         import torch
 
-        tally.seconds.absorb(prepared.seconds)
-        if prepared.encodable:
-            faultpoint("worker.encode")
-            batch = torch.cat(prepared.pixels)
-            prepared.pixels.clear()
-            with self._turn.hold(ticket), tally.timed("encode"):
-                torch.set_num_threads(self.threads)
-                embeddings, poses = self.embedder.encode(batch)
-            fill(prepared.encodable, embeddings, poses)
-            tally.num_encoded += len(prepared.encodable)
-        return prepared.rows
+        if not prepared.encodable:
+            return prepared
+        faultpoint("worker.encode")
+        batch = torch.cat(prepared.pixels)
+        prepared.pixels.clear()
+        with ExitStack() as turn:
+            if not self.lanes.encodes:
+                turn.enter_context(self._encoding.hold(ticket))
+                torch.set_num_threads(self.lanes.threads)
+            started = time.perf_counter()
+            embeddings, poses = self.embedder.encode(batch)
+            prepared.seconds.add("encode", time.perf_counter() - started)
+        fill(prepared.encodable, embeddings, poses)
+        prepared.num_encoded = len(prepared.encodable)
+        return prepared
 
     def _add_in_quarantine(
         self, file: ShardFile, work: ShardWork, samples: Iterator[Sample], tally: Tally
@@ -252,35 +270,13 @@ class ShardEmbedder:
         )
 
 
-def batch_size(embedder: Embedder, asked: int) -> int:
-    """Images per batch: what was asked for, within 64 MiB of model input."""
-    image_bytes = embedder.channels * embedder.image_size**2 * 4
-    return max(1, min(asked, BATCH_BYTES // image_bytes))
+def begun(samples: Iterator[Sample]) -> Iterator[Sample]:
+    """The same samples; the first one is fetched at once, and more of the shard behind it."""
+    first = list(itertools.islice(samples, 1))
+    return itertools.chain(first, samples)
 
 
-def load_embedder(settings: WorkerSettings, place: Path) -> Embedder:
-    """The run's model on the worker's device, warmed up with two batches of real size.
-
-    Taken from the driver's folder where that exists, else from the copy in the store (into
-    ``place``). ModelMismatchError when it is another model than the driver planned with.
-    """
-    import torch
-
-    from eqmodel import Embedder
-
-    faultpoint("worker.load")
-    keep_freed_memory()
-    torch.set_num_threads(settings.threads)
-    folder = Path(settings.model_folder)
-    if not folder.is_dir():
-        folder = checkpoint_of_store(Folder(settings.store_url), settings.model_id, place)
-    embedder = Embedder.load(folder, device=settings.device)
-    if embedder.model_id != settings.model_id:
-        raise ModelMismatchError(
-            f"{folder}: model {embedder.model_id} found, {settings.model_id} expected: "
-            "the checkpoint changed during the run; run again"
-        )
-    count, size = batch_size(embedder, settings.batch_size), embedder.image_size
-    for _ in range(2):
-        embedder.encode(torch.zeros(count, embedder.channels, size, size))
-    return embedder
+def followed_by(samples: Iterator[Sample], act: Callable[[], None]) -> Iterator[Sample]:
+    """The same samples, and ``act`` once there are no more."""
+    yield from samples
+    act()

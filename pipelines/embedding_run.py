@@ -23,6 +23,7 @@ from pipelines.signals import StopRequest, stop_requests
 from pipelines.summary import Clock, EmbedSummary
 from pipelines.table import EmbeddingTable, KnownFile, Receipt
 from pipelines.telemetry import log
+from pipelines.warm_up import MOST_AT_ONCE
 
 if TYPE_CHECKING:
     from pipelines.batch import Job, Progress
@@ -110,7 +111,7 @@ class EmbeddingRun:
             work,  # type: ignore[arg-type]
             run=self._job.run,
             max_attempts=settings.max_attempts,
-            batch_size=settings.batch_size,
+            batch_size=settings.batch_size or MOST_AT_ONCE,
         )
 
     def _pool_settings(self, growth: Growth) -> PoolSettings:
@@ -125,6 +126,7 @@ class EmbeddingRun:
             batch_size=settings.batch_size,
             threads=layout.threads,
             device=layout.device,
+            reduced_jpeg=settings.reduced_jpeg,
             prefix=job.prefix,
             run=job.run,
             log_format=log().format,

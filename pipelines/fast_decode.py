@@ -43,6 +43,30 @@ def decode_plain(data: bytes, caps: Caps) -> Pixels | None:
     return None
 
 
+def decode_reduced(data: bytes, caps: Caps, least: int) -> tuple[Pixels, tuple[int, int]] | None:
+    """A plain JPEG decoded straight to a smaller size, no side below ``least`` pixels, and its own
+    (height, width); None for anything else.
+
+    From the low frequencies of each block alone, which is not exact under turns. Measured at 256 x
+    256, least 56, d4-28-grey: 294 microseconds in place of 398, and 49 in place of 574 for what the
+    preprocessing then has to do; the embedding moves by 0.012 (median) and 0.031 (most), and
+    that of a copy turned before it was stored as JPEG by 1.6e-3 in place of 0.9e-3.
+    """
+    if simplejpeg is None or not data.startswith(JPEG) or not _is_plain_jpeg(data):
+        return None
+    try:
+        height, width, space, _ = simplejpeg.decode_jpeg_header(data)
+        if not 0 < width * height <= caps.max_pixels or space not in ("Gray", "YCbCr"):
+            return None
+        wanted = "GRAY" if space == "Gray" else "RGB"
+        pixels: Pixels = simplejpeg.decode_jpeg(
+            data, colorspace=wanted, min_height=min(least, height), min_width=min(least, width)
+        )
+    except ValueError:
+        return None
+    return (pixels[..., 0] if wanted == "GRAY" else pixels), (height, width)
+
+
 def _png(data: bytes, caps: Caps) -> Pixels | None:
     if data[8:16] != b"\0\0\0\rIHDR" or len(data) < 57:
         return None

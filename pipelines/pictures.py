@@ -132,6 +132,13 @@ def webp(picture: Image.Image, quality: int = 70) -> bytes:
     return buffer.getvalue()
 
 
+def kind_of(data: bytes) -> str:
+    """The media type of a thumbnail."""
+    if data[:4] == b"RIFF":
+        return "image/webp"
+    return "image/jpeg" if data[:2] == b"\xff\xd8" else "image/png"
+
+
 def data_uri(data: bytes, kind: str = "image/webp") -> str:
     """Bytes as a data URI."""
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"

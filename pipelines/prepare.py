@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eqmodel.errors import Refused
-from pipelines.decode import decode, quiet_decoders
+from pipelines.decode import Caps, decode, quiet_decoders
 from pipelines.errors import Rejected
+from pipelines.fast_decode import decode_reduced
 from pipelines.faults import faultpoint
 from pipelines.pacing import Seconds
 from pipelines.shard_file import Row, image_id
@@ -36,14 +37,14 @@ class Prepared:
     """Some images decoded: a row for each, and model input for the ones worth encoding.
 
     ``pixels`` are tensors (B_i, C, S, S) float32 whose rows belong to ``encodable`` in order;
-    ``seconds`` are per phase.
+    ``seconds`` are per phase; ``num_encoded`` of them went through the network.
     """
 
     rows: list[Row] = field(default_factory=list)
     encodable: list[Row] = field(default_factory=list)
     pixels: list[torch.Tensor] = field(default_factory=list)
     seconds: Seconds = field(default_factory=Seconds)
-    in_bytes: int = 0
+    num_encoded: int = 0
 
     def absorb(self, other: Prepared) -> None:
         """Append another part of the same shard."""
@@ -51,7 +52,14 @@ class Prepared:
         self.encodable += other.encodable
         self.pixels += other.pixels
         self.seconds.absorb(other.seconds)
-        self.in_bytes += other.in_bytes
+
+
+@dataclass(slots=True)
+class Clocks:
+    """Seconds of one call of ``prepare``."""
+
+    decode_s: float = 0.0
+    thumbnail_s: float = 0.0
 
 
 class Preparer:
@@ -63,9 +71,12 @@ class Preparer:
         source: str,
         thumbnail_share: float,
         decoder: Callable[[bytes], NDArray[Any]] | None = None,
+        reduced: int = 0,
     ) -> None:
+        """reduced: decode a JPEG straight to a smaller size, of so many pixels a side at least."""
         self._embedder, self._decode = embedder, decoder or decode
-        self._source = source
+        self._reduced = reduced
+        self._source, self._all_shown = source, thumbnail_share >= 1
         self._share_of_ids = int(thumbnail_share * 2**63)
 
     def prepare(self, samples: Sequence[Sample], done: Mapping[str, Row]) -> Prepared:
@@ -75,13 +86,12 @@ class Preparer:
             return self._prepare(samples, done)
 
     def _prepare(self, samples: Sequence[Sample], done: Mapping[str, Row]) -> Prepared:
-        out = Prepared()
+        out, clocks = Prepared(), Clocks()
         waiting: list[tuple[Row, NDArray[Any]]] = []
         waiting_bytes = 0
         for sample in samples:
             row = new_row(sample)
             out.rows.append(row)
-            out.in_bytes += len(sample.data)
             if sample.error is not None:
                 row.error = sample.error
                 continue
@@ -89,7 +99,7 @@ class Preparer:
             if earlier is not None:
                 carry_over(earlier, row)
                 continue
-            image = self._decoded(sample, row, out.seconds)
+            image = self._decoded(sample, row, clocks)
             if image is not None:
                 waiting.append((row, image))
                 waiting_bytes += image.nbytes
@@ -97,24 +107,33 @@ class Preparer:
                 self._preprocess(waiting, out)
                 waiting, waiting_bytes = [], 0
         self._preprocess(waiting, out)
+        out.seconds.add("decode", clocks.decode_s)
+        out.seconds.add("thumbnail", clocks.thumbnail_s)
         return out
 
-    def _decoded(self, sample: Sample, row: Row, seconds: Seconds) -> NDArray[Any] | None:
+    def _decoded(self, sample: Sample, row: Row, clocks: Clocks) -> NDArray[Any] | None:
         started = time.perf_counter()
         try:
-            image = self._decode(sample.data)
-            row.height, row.width = image.shape[:2]
+            image, (row.height, row.width) = self._pixels(sample.data)
             self._embedder.accepts(image)
         except (Rejected, Refused) as error:
             row.error = one_line(error)
             return None
         finally:
             decoded = time.perf_counter()
-            seconds.add("decode", decoded - started)
-        if image_id(self._source, row.key) < self._share_of_ids:
+            clocks.decode_s += decoded - started
+        if self._all_shown or image_id(self._source, row.key) < self._share_of_ids:
             row.thumbnail = encode_thumbnail(image)
-        seconds.add("thumbnail", time.perf_counter() - decoded)
+        clocks.thumbnail_s += time.perf_counter() - decoded
         return image
+
+    def _pixels(self, data: bytes) -> tuple[NDArray[Any], tuple[int, int]]:
+        if self._reduced:
+            found = decode_reduced(data, Caps(), self._reduced)
+            if found is not None:
+                return found
+        image = self._decode(data)
+        return image, image.shape[:2]
 
     def _preprocess(self, waiting: list[tuple[Row, NDArray[Any]]], out: Prepared) -> None:
         if not waiting:

@@ -1,8 +1,9 @@
-"""One object read from front to end, the next block on its way while this one is used."""
+"""One object read from front to end, the next blocks on their way while this one is used."""
 
 from __future__ import annotations
 
 import io
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -12,13 +13,15 @@ from pipelines.etags import md5
 from pipelines.retries import retried
 
 BLOCK_BYTES = 8 << 20
+BLOCKS_AHEAD = 8
+"""So 64 MiB of an object are held in advance at most, and the block in use; most shards whole."""
 Fetch = Callable[[int, int], bytes]
 
 
 class SequentialReader(io.RawIOBase):
     """Exactly ``size`` bytes through ``fetch(offset, length)``: it ends nowhere else.
 
-    ahead: fetch blocks over a network, one of them in advance, and again where that may help.
+    ahead: fetch blocks over a network, eight of them in advance, and again where that may help.
     noticed: called whenever bytes have come. StorageError when bytes are missing in the end.
     """
 
@@ -36,7 +39,7 @@ class SequentialReader(io.RawIOBase):
         self._threads = ThreadPoolExecutor(1) if ahead and size > BLOCK_BYTES else None
         self._networked = ahead
         self._block, self._used = b"", 0
-        self._coming: Future[bytes] | None = None
+        self._coming, self._asked = deque[Future[bytes]](), 0
         self._md5 = md5()
 
     def readable(self) -> bool:
@@ -66,12 +69,13 @@ class SequentialReader(io.RawIOBase):
 
     def _next_block(self) -> bytes:
         at = self._at
-        coming, self._coming = self._coming, None
+        coming = self._coming.popleft() if self._coming else None
         block = retried(lambda: self._taken(coming, at), self._url)
         self._md5.update(block)
-        after = at + len(block)
-        if self._threads is not None and after < self._size:
-            self._coming = self._threads.submit(self._whole, after)
+        self._asked = max(self._asked, at + len(block))
+        while self._threads and self._asked < self._size and len(self._coming) < BLOCKS_AHEAD:
+            self._coming.append(self._threads.submit(self._whole, self._asked))
+            self._asked += BLOCK_BYTES
         return block
 
     def _taken(self, coming: Future[bytes] | None, at: int) -> bytes:

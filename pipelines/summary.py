@@ -73,7 +73,8 @@ class EmbedSummary:
 
     def as_dict(self) -> dict[str, Any]:
         """The fields of ``orbit embed --json``."""
-        ideal_s = None if self.ideal is None or not self.num_encoded else self.ideal.ideal_s
+        best = self.ideal if self.num_encoded else None
+        ideal_s = None if best is None else best.ideal_s
         fields: dict[str, Any] = {
             "num_seen": self.counts.num_seen,
             "num_embedded": self.counts.num_embedded,
@@ -89,7 +90,10 @@ class EmbedSummary:
             "steady_s": self.clock.steady_s,
             "commit_s": self.clock.commit_s,
             "elapsed_s": self.clock.elapsed_s,
-            "limit": None if ideal_s is None or self.ideal is None else self.ideal.limit,
+            "limit": None if best is None else best.limit,
+            "fetch_per_s": None if best is None else best.fetch_per_s,
+            "decode_per_s": None if best is None else best.decode_per_s,
+            "model_per_s": None if best is None else best.model_per_s,
             "model_id": self.model_id,
             "table_version": self.table_version,
         }

@@ -16,7 +16,7 @@ from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
 from pipelines.drift import FEWEST, draws_worse
-from pipelines.pictures import Pose, data_uri, from_pixels, open_picture, webp
+from pipelines.pictures import Pose, data_uri, from_pixels, kind_of, open_picture, webp
 from pipelines.report.findings import Findings
 from pipelines.report.palette import FAINT, PALETTE, colour_of
 from pipelines.sprites import pack
@@ -107,8 +107,7 @@ def _pictures(document: Mapping[str, Any], found: Findings) -> Iterator[tuple[st
     wanted = {int(image["image_id"]) for image in _shown(document)}
     for image_id, data in found.thumbnails(wanted).items():
         if open_picture(data) is not None:
-            kind = "image/webp" if data[:4] == b"RIFF" else "image/png"
-            yield str(image_id), data_uri(data, kind)
+            yield str(image_id), data_uri(data, kind_of(data))
 
 
 def _shown(document: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

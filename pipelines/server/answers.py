@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import Response
 from starlette.responses import JSONResponse
 
+from pipelines.pictures import kind_of
 from pipelines.search import Only
 from pipelines.server.live import View
 
@@ -48,5 +49,4 @@ def picture(data: bytes, known: str) -> Response:
     headers = {"ETag": tag, "Cache-Control": "private, max-age=300"}
     if tag in [part.strip().removeprefix("W/") for part in known.split(",")]:
         return Response(status_code=304, headers=headers)
-    kind = "image/webp" if data[:4] == b"RIFF" else "image/png"
-    return Response(data, media_type=kind, headers=headers)
+    return Response(data, media_type=kind_of(data), headers=headers)

@@ -121,7 +121,7 @@ def _browse_routes(service: Service) -> APIRouter:
     @router.get(
         "/items/{image_id}/thumbnail",
         response_class=Response,
-        responses={200: {"content": {"image/webp": {}}}, **schema.refusals(404)},
+        responses={200: {"content": {"image/webp": {}, "image/jpeg": {}}}, **schema.refusals(404)},
     )
     async def thumbnail(image_id: str, request: Request) -> Response:
         """A small picture of an image; 304 when the caller has it already."""

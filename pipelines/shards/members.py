@@ -21,6 +21,7 @@ from typing import BinaryIO
 from pipelines.shards.types import Damage
 
 BLOCK = 512
+MAGIC_AT = 257
 SKIP_BYTES = 1 << 20
 MAX_EXTENDED_BYTES = 1 << 20  # of one PAX or GNU long-name header
 REGULAR = frozenset(b"0\0007")
@@ -114,7 +115,10 @@ class _Source:
 
     def take(self, size: int, what: str) -> bytes:
         """Exactly ``size`` bytes, or DamagedTar at the position where they end."""
-        parts, left = [], size
+        whole = self._read(size)
+        if len(whole) == size:
+            return whole
+        parts, left = [whole] * bool(whole), size - len(whole)
         while left > 0:
             part = self._read(left)
             if not part:
@@ -167,7 +171,7 @@ def _padded(size: int) -> int:
 
 def _checked(block: bytes, at: int) -> tuple[int, int]:
     """A header's type flag and the size of its data in bytes, once its checksum is found right."""
-    unsigned = signed = sum(block) - sum(block[148:156]) + 8 * ord(" ")
+    unsigned = signed = _sum(block) - sum(block[148:156]) + 8 * ord(" ")
     if not block.isascii():
         signed -= 256 * sum(byte > 127 for byte in block[:148] + block[156:])
     if number_of(block[148:156]) not in (unsigned, signed):
@@ -178,18 +182,24 @@ def _checked(block: bytes, at: int) -> tuple[int, int]:
     return kind, 0 if kind in WITHOUT_DATA else size
 
 
+def _sum(block: bytes) -> int:
+    """The sum of 512 bytes; of 256 it is below the modulus of Adler-32, whose lower half it is."""
+    return (zlib.adler32(block[:256], 0) & 0xFFFF) + (zlib.adler32(block[256:], 0) & 0xFFFF)
+
+
 def _holds_header(data: bytes) -> bool:
     """Whether another member lies in this one's data: no image and no label holds a header at a
     block's start, but a size that lies may reach over some, and even end where a tar may end.
     """
-    at = data.find(b"ustar")
-    while at >= 0:
-        block = data[at - 257 : at + 255] if at % BLOCK == 257 else b""
-        if len(block) == BLOCK:
+    letters = data[MAGIC_AT::BLOCK]  # where each block would have the first letter of its magic
+    number = letters.find(b"u")
+    while number >= 0:
+        block = data[number * BLOCK : (number + 1) * BLOCK]
+        if len(block) == BLOCK and block.startswith(b"ustar", MAGIC_AT):
             with contextlib.suppress(DamagedTar):
-                _checked(block, at)
+                _checked(block, number * BLOCK)
                 return True
-        at = data.find(b"ustar", at + 1)
+        number = letters.find(b"u", number + 1)
     return False
 
 

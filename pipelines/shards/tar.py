@@ -58,10 +58,14 @@ def read_tar(folder: Folder, shard: Shard, options: ReadOptions) -> Iterator[Sam
             stream = cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if zipped else raw
             cap = options.max_shard_bytes if zipped else None
             for member in read_members(stream, samples.wants, options.max_members, cap):
-                yield from samples.add(member)
+                before = samples.add(member)
+                if before is not None:
+                    yield before
         except DamagedTar as damaged:
             damage = damaged.damage
-    yield from samples.finish()
+    last = samples.finish()
+    if last is not None:
+        yield last
     if damage is not None:
         yield damage
 
@@ -72,7 +76,7 @@ def _refuse_other_compressions(head: bytes) -> None:
             raise DamagedTar(0, f"compressed by {name}; pack it as .tar or .tar.gz")
 
 
-@dataclass
+@dataclass(slots=True)
 class _Group:
     """The members of one sample."""
 
@@ -98,14 +102,14 @@ class _Samples:
             return size <= self._options.max_member_bytes
         return name.rpartition(".")[2].lower() in LABELS and size <= MAX_LABEL_BYTES
 
-    def add(self, member: Member) -> Iterator[Sample]:
+    def add(self, member: Member) -> Sample | None:
         """Take a member; gives the sample before it when it begins another."""
         if _is_foreign(member.name):
-            return
+            return None
         key, extension = split_name(member.name)
+        before = None
         if key != self._group.key or extension in self._group.extensions:
-            yield from self.finish()
-            self._group = _Group(key)
+            before = self.finish(key)
         group = self._group
         group.extensions.add(extension)
         if is_image(member.name):
@@ -115,20 +119,20 @@ class _Samples:
                 group.other = group.other or member
         elif member.data is not None:
             group.labels.setdefault(extension.rpartition(".")[2], member.data)
+        return before
 
-    def finish(self) -> Iterator[Sample]:
-        """The sample of the group at hand, if it has an image."""
-        group, self._group = self._group, _Group()
+    def finish(self, following: str = "") -> Sample | None:
+        """The sample of the group at hand, if it has an image; the next one is ``following``."""
+        group, self._group = self._group, _Group(following)
         image = group.plain or group.other
         if image is None:
-            return
+            return None
         key, label = self._unique(group.key), _label(group.labels)
         error = self._refusal(image)
         if error is not None or image.data is None:
-            yield Sample(key, b"", label, error=error)
-            return
+            return Sample(key, b"", label, error=error)
         place = (image.offset, image.size) if self._ranged else (None, None)
-        yield Sample(key, image.data, label, *place)
+        return Sample(key, image.data, label, *place)
 
     def _refusal(self, image: Member) -> str | None:
         if image.kind not in REGULAR:
@@ -143,6 +147,9 @@ def split_name(name: str) -> tuple[str, str]:
     while name.startswith("./"):
         name = name[2:]
     folder, slash, base = name.rpartition("/")
+    if base.count(".") == 1:
+        key, _, extension = base.partition(".")
+        return f"{folder}{slash}{key}", extension.lower()
     parts = base.split(".")
     middle = range(1, len(parts) - 1)
     last = max((i for i in middle if any(c.isdigit() for c in parts[i])), default=0)

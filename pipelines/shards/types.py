@@ -39,7 +39,7 @@ class Item:
     size: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Shard:
     """``source`` relative to INPUT; ``etag`` its content identity; ``size`` in bytes.
 
@@ -122,9 +122,8 @@ class UniqueKeys:
 
 def suffix_of(name: str) -> str:
     """The last suffix of a name, lower case, with its dot; "" if it has none."""
-    base = name.rpartition("/")[2]
-    dot = base.rfind(".")
-    return base[dot:].lower() if dot > 0 else ""
+    dot = name.rfind(".")
+    return name[dot:].lower() if dot > name.rfind("/") + 1 else ""
 
 
 def is_image(name: str) -> bool:

@@ -29,6 +29,7 @@ from pipelines.failures import Failure, failure_of
 from pipelines.publication import PublishOptions, publish
 from pipelines.signals import ended_in_time
 from pipelines.storage import Folder
+from pipelines.warm_up import warm_up
 
 MODEL = "d4-28-grey"
 QUICK = PublishOptions(audit_images=4, map_points=20, threads=1, clusters=3)
@@ -177,7 +178,8 @@ def scenario(order: dict[str, Any]) -> int:
 def main() -> None:
     torch.set_num_threads(1)
     loaded = Embedder.load(MODEL)  # once; every fork has it
-    embed.load_embedder = _loaded(loaded)
+    pace = warm_up(loaded, 1, None)
+    embed.load_embedder, embed.warm_up = _loaded(loaded), lambda *_: pace
     embedding_run.Pool, embedding_run.ray_session = InlinePool, no_ray  # type: ignore[misc,assignment]
     embedding_run.memory_there = embedding_run.largest_node = lambda: 1e9
     print("ready", flush=True)

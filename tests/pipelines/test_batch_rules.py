@@ -17,6 +17,7 @@ FIELDS = {
     "num_seen", "num_embedded", "num_rejected", "num_added", "num_removed", "num_encoded",
     "num_damaged_shards", "images_per_s", "efficiency", "efficiency_total", "startup_s",
     "steady_s", "commit_s", "elapsed_s", "limit", "model_id", "table_version",
+    "fetch_per_s", "decode_per_s", "model_per_s",
 }  # fmt: skip
 
 
@@ -27,7 +28,8 @@ def test_flags_go_over_environment_over_file_over_defaults(tmp_path: Path) -> No
     found = settings_from(PLACES | {"workers": "3:4"}, environment, file)
     assert (found.workers, found.limit, found.max_attempts) == ("3:4", 8, 9)
     assert found.allow_vanish is True
-    assert found.batch_size == 256
+    assert found.batch_size is None
+    assert settings_from(PLACES, {"ORBIT_BATCH_SIZE": "64"}).batch_size == 64
 
 
 @pytest.mark.parametrize(

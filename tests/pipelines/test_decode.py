@@ -319,5 +319,6 @@ def test_thumbnails_are_small(shape: tuple[int, ...], dtype: Any) -> None:
     thumbnail = encode_thumbnail(noise)
     with Image.open(io.BytesIO(thumbnail)) as image:
         assert max(image.size) <= 48
-        assert image.format == "WEBP"
+        small_and_grey = shape == (28, 28) and dtype == np.uint8
+        assert image.format == ("WEBP" if small_and_grey else "JPEG")
     assert len(thumbnail) <= 1536

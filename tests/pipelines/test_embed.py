@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from eqmodel.checkpoint import resolve
-from pipelines.embed import ShardEmbedder, ShardWork, WorkerSettings, batch_size
+from pipelines.embed import ShardEmbedder, ShardWork, WorkerSettings
 from pipelines.errors import ModelMismatchError, ObjectChanged, ShardFileError
 from pipelines.models import model_id_of
 from pipelines.pacing import Turn
@@ -25,6 +25,7 @@ from pipelines.shard_file import ShardFile, image_id
 from pipelines.shards import Shard, list_shards
 from pipelines.storage import Folder
 from pipelines.table import SCHEMA, KnownFile, Receipt, shard_folder
+from pipelines.warm_up import at_most
 
 MODEL = "d4-28-grey"
 MakePng = Callable[[NDArray[Any]], bytes]
@@ -310,6 +311,40 @@ def test_neither_batch_size_nor_company_changes_an_embedding(
     assert large.num_encoded == small.num_encoded == 70
 
 
+def test_jpeg_decoded_to_a_smaller_size_when_asked(bench: Bench, make_tar: MakeTar) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(picture(5, (300, 260))).save(buffer, "JPEG", quality=95)
+    bench.put("x.tar", make_tar({"a.jpg": buffer.getvalue()}))
+    exact = bench.rows(bench.embed())["a"]
+    bench.worker.settings = replace(bench.settings, reduced_jpeg=True)
+    reduced = bench.rows(bench.embed(attempt=2))["a"]
+    assert (reduced["width"], reduced["height"]) == (260, 300)
+    apart = np.linalg.norm(np.subtract(exact["embedding"], reduced["embedding"]))
+    assert 1e-5 < apart < 0.1
+    assert bench.worker.calibrate() is not None
+
+
+def test_two_shards_at_once_end_in_their_turn(
+    bench: Bench, make_png: MakePng, make_tar: MakeTar, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second is begun while the first is encoded, and encoded after it."""
+    bench.put("x.tar", make_tar({f"{n}.png": make_png(picture(n)) for n in range(300)}))
+    order, encode = list[int](), bench.worker.embedder.encode
+
+    def noted(batch: torch.Tensor) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
+        order.append(len(batch))
+        return encode(batch)
+
+    monkeypatch.setattr(bench.worker.embedder, "encode", noted)
+    with ThreadPoolExecutor(2) as threads:
+        found = list(
+            threads.map(lambda size: bench.embed(batch_size=size, attempt=size), (150, 30))
+        )
+    assert [receipt.num_encoded for receipt in found] == [300, 300]
+    sizes = [size < 100 for size in order]
+    assert sizes in (sorted(sizes), sorted(sizes, reverse=True))
+
+
 def test_an_object_that_changed_is_never_mixed_in(
     bench: Bench, make_png: MakePng, make_tar: MakeTar
 ) -> None:
@@ -368,8 +403,8 @@ def test_model_input_of_one_batch_is_bounded(worker: ShardEmbedder) -> None:
     class Large:
         channels, image_size = 3, 1024
 
-    assert batch_size(Large(), 256) == 5  # type: ignore[arg-type]
-    assert batch_size(worker.embedder, 100) == 100
+    assert at_most(Large(), 256) == 5  # type: ignore[arg-type]
+    assert at_most(worker.embedder, 100) == 100
 
 
 def test_the_oldest_ticket_has_the_first_call() -> None:

@@ -1,6 +1,7 @@
 """The fast decoders give what Pillow gives, or leave it to Pillow; stored thumbnails are WebP."""
 
 import io
+import itertools
 import struct
 import zlib
 from typing import Any
@@ -10,9 +11,9 @@ import pytest
 from PIL import Image
 
 from pipelines.decode import _decode, decode
-from pipelines.fast_decode import decode_plain, decode_webp
+from pipelines.fast_decode import decode_plain, decode_reduced, decode_webp
 from pipelines.pictures import open_picture, open_pixels
-from pipelines.thumbnails import encode_thumbnail, stored_webp
+from pipelines.thumbnails import _shrunk, encode_thumbnail, stored_webp
 from pipelines.tiff import Caps
 
 CAPS = Caps()
@@ -93,6 +94,40 @@ def test_all_else_is_left_to_pillow() -> None:
         assert decode_plain(data, CAPS) is None, what
     assert decode_plain(plain, Caps(max_pixels=28 * 28 - 1)) is None
     assert decode_plain(plain, Caps(max_pixels=28 * 28)) is not None
+
+
+@pytest.mark.parametrize(("mode", "size"), [("RGB", (257, 190)), ("L", (1024, 1024))])
+def test_a_jpeg_straight_to_a_smaller_size(mode: str, size: tuple[int, int]) -> None:
+    image = picture(mode, size)
+    data = encoded(image, "JPEG", quality=95)
+    found = decode_reduced(data, CAPS, 56)
+    assert found is not None
+    pixels, its_size = found
+    assert its_size == size[::-1]
+    assert 56 <= min(pixels.shape[:2]) <= max(2 * 56, min(size) // 8)
+    assert pixels.ndim == (3 if mode == "RGB" else 2)
+    smaller = np.asarray(image.resize(pixels.shape[1::-1], Image.Resampling.BOX), np.float32)
+    assert np.abs(pixels - smaller).mean() < 4
+    assert decode_reduced(encoded(image, "PNG"), CAPS, 56) is None
+    assert decode_reduced(data[:40], CAPS, 56) is None
+    assert decode_reduced(data, Caps(max_pixels=size[0] * size[1] - 1), 56) is None
+    small = decode_reduced(encoded(picture(mode, (31, 40)), "JPEG"), CAPS, 56)
+    assert small is not None
+    assert small[0].shape[:2] == (40, 31)
+
+
+@pytest.mark.parametrize("shape", [(257, 190, 3), (1000, 1001), (192, 192, 3), (3, 900)])
+def test_the_thumbnail_of_a_turned_image_is_the_turned_thumbnail(shape: tuple[int, ...]) -> None:
+    pixels = np.asarray(picture("RGB", shape[1::-1]))
+    pixels = pixels if len(shape) == 3 else np.ascontiguousarray(pixels[..., 0])
+    small = np.asarray(_shrunk(pixels, 48))
+    assert max(small.shape[:2]) == 48
+    for mirror, turns in itertools.product((False, True), range(4)):
+        other = np.rot90(pixels[:, ::-1] if mirror else pixels, turns)
+        expected = np.rot90(small[:, ::-1] if mirror else small, turns)
+        assert np.array_equal(np.asarray(_shrunk(np.ascontiguousarray(other), 48)), expected)
+    smooth = Image.fromarray(pixels).resize(small.shape[1::-1], Image.Resampling.BOX)
+    assert np.abs(small - np.asarray(smooth, np.float32)).mean() < 3
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 48), (28, 28), (29, 30), (38, 38), (30, 48)])

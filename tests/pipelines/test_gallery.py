@@ -1,5 +1,6 @@
 """Thumbnails: of a shard's Parquet file only what one of them needs is read, and read once."""
 
+import io
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -8,13 +9,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from PIL import Image
 
 from pipelines.gallery import Gallery
+from pipelines.pictures import kind_of
 from pipelines.publication import publish
 from pipelines.search import Searcher
 from pipelines.shard_file import Row, ShardFile
 from pipelines.storage import Folder
 from pipelines.table import EmbeddingTable, RowGroups
+from pipelines.thumbnails import encode_thumbnail
 from tests.pipelines.conftest import QUICK, MakeTar, embed_here, sample_members
 
 NUM, GROUP = 40, 16
@@ -106,3 +110,12 @@ def test_what_is_held_is_bounded(searcher: Searcher, monkeypatch: pytest.MonkeyP
     pictures = [gallery.stored(row) for row in range(NUM)]
     assert len(gallery._held) == 1
     assert [gallery.stored(row) for row in range(NUM)] == pictures
+
+
+def test_the_media_type_of_a_thumbnail_is_what_it_is() -> None:
+    small, large = np.zeros((28, 28), np.uint8), np.zeros((99, 99, 3), np.uint8)
+    for pixels, kind in ((small, "webp"), (large, "jpeg")):
+        data = encode_thumbnail(pixels)
+        assert kind_of(data) == f"image/{kind}"
+        assert Image.open(io.BytesIO(data)).format == kind.upper()
+    assert kind_of(b"\x89PNG") == "image/png"

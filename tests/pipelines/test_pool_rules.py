@@ -9,7 +9,7 @@ import pytest
 from eqmodel.errors import CheckpointError
 from pipelines.calibrate import BUDGET_S, LEAST_PASSES, quartiles
 from pipelines.dispatch import Dispatch
-from pipelines.efficiency import Demand, Rates, ideal, ratio
+from pipelines.efficiency import Demand, Rates, ideal, mean, ratio
 from pipelines.errors import AccessDenied, ObjectChanged, ObjectMissing, SettingsError, StorageError
 from pipelines.failures import Failure, failure_of
 from pipelines.layout import Layout, WorkerFlags, grown, lay_out
@@ -242,6 +242,23 @@ def test_the_ideal_is_set_by_the_scarcest_resource() -> None:
     assert ideal(on_gpu, Demand(1000, 1, 2, 1, 2)).limit == "gpu"
     assert ideal(on_gpu, Demand(1000, 1, 2, 1, 2)).ideal_s == pytest.approx(4.0)
     assert ideal(on_gpu, Demand(1000, 1, 0.5, 8, 8)).limit == "cpu"
+
+
+def test_what_each_part_alone_would_do() -> None:
+    demand = Demand(num_encoded=1000, in_bytes=10_000_000, cores=2, gpus=0, workers=2)
+    found = ideal(Rates(0.001, 0.001, 0.004, False, 1e6, 100), demand)
+    assert found.fetch_per_s == pytest.approx(1000 / 5.0)  # 10 MB by two readers of 1 MB/s
+    assert found.decode_per_s == pytest.approx(2 / 0.002)
+    assert found.model_per_s == pytest.approx(2 / 0.004)
+    found = ideal(Rates(0.001, 0.001, 0.004, True, None, 100), Demand(1000, 1, 2, 3, 3))
+    assert found.fetch_per_s is None
+    assert found.model_per_s == pytest.approx(3 / 0.004)
+
+
+def test_the_mean_worker() -> None:
+    slow, quick = Rates(3.0, 5.0, 7.0, False, None, 10), Rates(1.0, 1.0, 1.0, False, 8.0, 20)
+    assert mean([slow, quick]) == Rates(2.0, 3.0, 4.0, False, 8.0, 30)
+    assert mean([]) is None
 
 
 def test_efficiency_is_ideal_over_actual() -> None:

@@ -342,6 +342,26 @@ def test_a_stream_reads_ahead_and_tries_again(
     assert len(calls) == 13 + (failing is not None)
 
 
+def test_no_more_than_is_stated_is_read_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(read_ahead, "BLOCK_BYTES", 100)
+    data, most, asked = os.urandom(2050), 0, 0
+
+    def fetch(at: int, want: int) -> bytes:
+        nonlocal asked
+        asked = max(asked, at + want)
+        return data[at : at + want]
+
+    with SequentialReader(fetch, len(data), "place", ahead=True) as reader:
+        read = 0
+        while part := reader.read(100):
+            read += len(part)
+            assert reader._threads is not None
+            reader._threads.submit(int).result()  # all that was asked for has come
+            most = max(most, asked - read)
+    assert read == len(data)
+    assert most == 100 * read_ahead.BLOCKS_AHEAD
+
+
 def test_http_folders_are_listed_pinned_and_read(serve: Any) -> None:
     files = {"/in/a.png": b"aaaa", "/in/sub/b.png": b"bb"}
     pages = {
