@@ -116,6 +116,18 @@ def best_pose(
     return best
 
 
+def best_poses(
+    queries: NDArray[np.int8], hits: NDArray[np.int8], group: FiniteGroup
+) -> NDArray[np.int64]:
+    """``best_pose`` of pairs: codes (P, order * 8) each -> the element (P,) with query = g(hit)."""
+    query, hit = (codes.reshape(len(codes), group.order, -1) for codes in (queries, hits))
+    fit = np.empty((len(query), group.order), np.float32)
+    for t, rows in enumerate(group.left):
+        fit[:, t] = np.einsum("pgf,pgf->p", query, hit[:, rows], dtype=np.float32)
+    best: NDArray[np.int64] = fit.argmax(1)
+    return best
+
+
 def pose_dict(g: int, group: FiniteGroup) -> dict[str, Any]:
     """Element g in the words of the JSON interface: mirror first, then the turn."""
     return {"angle_degrees": group.degrees(int(g)), "mirror": bool(int(g) >= group.n)}

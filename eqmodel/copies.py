@@ -88,6 +88,18 @@ def turning_matrix(side: int, degrees: float) -> Tensor:
     ).coalesce()
 
 
+@lru_cache(maxsize=64)
+def turning_matrix_on(
+    side: int, degrees: float, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """``turning_matrix`` where it is used: sparse on CPUs, dense on GPUs, which are faster so and
+    whose graphs cannot hold sparse products.
+    """
+    with torch.inference_mode(False):
+        matrix = turning_matrix(side, degrees).to(dtype)
+        return matrix if device.type == "cpu" else matrix.to_dense().to(device)
+
+
 class TurnedCopies(nn.Module):
     """Images (B, C, S, S) -> their copies turned back by r_j, in the frame: (B, n/4, C, F, F)."""
 
@@ -112,10 +124,10 @@ class TurnedCopies(nn.Module):
         if degrees == 0.0:
             return images
         exact = images if images.dtype == torch.float64 else images.float()  # sparse: no bfloat16
-        matrix = turning_matrix(self.frame, degrees).to(images.device, exact.dtype)
+        matrix = turning_matrix_on(self.frame, degrees, images.device, exact.dtype)
         with torch.autocast(images.device.type, enabled=False):
             flat = exact.flatten(-2).flatten(0, -2)
-            turned: Tensor = torch.sparse.mm(matrix, flat.T).T.reshape(images.shape)
+            turned: Tensor = (matrix @ flat.T).T.reshape(images.shape)
         return turned
 
     def forward(self, images: Tensor) -> Tensor:

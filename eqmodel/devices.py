@@ -1,8 +1,16 @@
-"""What a device computes in."""
+"""What a device computes in, and small tables that live on it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+
+import numpy as np
 import torch
+from torch import Tensor
+
+from eqmodel.groups import FiniteGroup
 
 
 def computes_bfloat16(device: str | torch.device) -> bool:
@@ -18,3 +26,41 @@ def computes_bfloat16(device: str | torch.device) -> bool:
         return False
     found = torch.cpu.get_capabilities()
     return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+@contextmanager
+def full_float32(device: str | torch.device) -> Iterator[None]:
+    """Convolutions that keep float32's 24 bits: on GPUs cuDNN else takes TensorFloat-32, whose 11
+    bits cost the embedding its invariance.
+    """
+    if torch.device(device).type != "cuda":
+        yield
+        return
+    with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False):
+        yield
+
+
+@lru_cache(maxsize=1024)
+def products_by(group: FiniteGroup, h: int, device: torch.device) -> Tensor:
+    """(order,) int64 on the device: the elements g h for every g."""
+    return as_table(group.cayley[:, h], device)
+
+
+@lru_cache(maxsize=1024)
+def products_of(group: FiniteGroup, t: int, device: torch.device) -> Tensor:
+    """(order,) int64 on the device: the elements t g for every g."""
+    return as_table(group.cayley[t], device)
+
+
+@lru_cache(maxsize=64)
+def upper_triangle(side: int, device: torch.device) -> Tensor:
+    """Places of the entries on and above the diagonal of a flat (side, side) matrix, row by row."""
+    rows, columns = np.triu_indices(side)
+    return as_table(rows * side + columns, device)
+
+
+def as_table(indices: object, device: torch.device) -> Tensor:
+    """Indices as a tensor that autograd may keep, wherever it is made."""
+    with torch.inference_mode(False):
+        table: Tensor = torch.as_tensor(indices, device=device).clone()
+    return table

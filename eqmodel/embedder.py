@@ -19,6 +19,7 @@ from torch import Tensor
 from eqmodel import checkpoint
 from eqmodel.actions import best_pose
 from eqmodel.autoencoder import Autoencoder, AutoencoderConfig
+from eqmodel.devices import full_float32
 from eqmodel.errors import CheckpointError, Refused
 from eqmodel.frozen import frozen, in_precision
 from eqmodel.frozen_head import FrozenGram, FrozenHead
@@ -29,7 +30,7 @@ from eqmodel.readouts import readout
 
 POSE_FEATURES = 8
 MAX_DRIFT = {"float32": 1e-4, "bf16": 2e-2}  # processors sum bfloat16 each in its own way
-BATCH = 256
+BATCH, GPU_BATCH = 256, 4096  # images encoded at once
 
 Images = Sequence[NDArray[Any]]
 
@@ -153,8 +154,8 @@ class Embedder:
         int8.
         """
         embeddings, poses = [], []
-        for part in batch.split(BATCH):
-            codes = self.frozen(part.to(self.device))
+        for part in batch.split(self.batch_size):
+            codes = self.codes_of(part)
             embeddings.append(self.project(codes).float().cpu())
             poses.append(self.quantised_pose(codes).cpu())
         if not embeddings:
@@ -162,6 +163,17 @@ class Embedder:
                 (0, self.group.order * POSE_FEATURES), np.int8
             )
         return torch.cat(embeddings).numpy(), torch.cat(poses).numpy()
+
+    @property
+    def batch_size(self) -> int:
+        """How many images are encoded at once."""
+        return BATCH if self.device == "cpu" else GPU_BATCH
+
+    def codes_of(self, batch: Tensor) -> Tensor:
+        """(B, C, S, S) on any device -> codes (B, order, m) float32 on the embedder's."""
+        with full_float32(self.device):
+            codes: Tensor = self.frozen(batch.to(self.device))
+        return codes
 
     def project(self, codes: Tensor) -> Tensor:
         """Codes (B, order, m) -> embeddings (B, d) float64."""
@@ -171,7 +183,7 @@ class Embedder:
     @torch.inference_mode()
     def coordinates(self, batch: Tensor) -> Tensor:
         """(B, C, S, S) -> (B, K) float64: the projection's coordinates, before head and norm."""
-        return self.finish.coordinates(self.frozen(batch.to(self.device))).cpu()
+        return self.finish.coordinates(self.codes_of(batch)).cpu()
 
     def readout_of(self, codes: Tensor) -> Tensor:
         """Codes (B, order, m) -> invariant features (B, F) float64, before the projection."""
@@ -191,9 +203,7 @@ class Embedder:
     def codes(self, images: Images) -> NDArray[np.float32]:
         """Images -> code matrices (B, order, m) float32."""
         batch = self.preprocess(images)
-        parts: list[Tensor] = [
-            self.frozen(part.to(self.device)).cpu() for part in batch.split(BATCH)
-        ]
+        parts: list[Tensor] = [self.codes_of(part).cpu() for part in batch.split(self.batch_size)]
         return torch.cat(parts).numpy()
 
     def pose_codes(self, images: Images) -> NDArray[np.int8]:

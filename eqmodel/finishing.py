@@ -17,6 +17,7 @@ from eqmodel import checkpoint
 from eqmodel.actions import turn
 from eqmodel.auditing import audit
 from eqmodel.autoencoder import Autoencoder, parameters
+from eqmodel.devices import full_float32
 from eqmodel.embedder import BATCH, POSE_FEATURES, Embedder, describe
 from eqmodel.errors import Refused, TrainingError
 from eqmodel.kinds import FEWEST, fit_kinds
@@ -44,7 +45,7 @@ def finish(
     """Round the weights as stored, fit projection, head and pose map on pixels (N, C, S, S), at
     most 12,000 in random order; embed the golden images, the first of those held out.
     """
-    model, golden = rounded(model), held_out[:8]
+    model, golden = rounded(model).to(config.device), held_out[:8]
     views, codes = free_turns(model, pixels[:PROJECTION_IMAGES], config)
     pose, floor = pose_map(codes), config.floor
     while True:
@@ -56,7 +57,7 @@ def finish(
             products=config.readout in PRODUCTS,
         )
         projection = with_head(projection, model, spec, pose, pixels, config)
-        embedder = Embedder(model, spec, projection, pose)
+        embedder = Embedder(model, spec, projection, pose).to(config.device)
         if rounding_error(embedder, held_out) <= MAX_INVARIANCE_ERROR / 8 or floor >= MAX_FLOOR:
             break
         floor *= 10.0
@@ -71,11 +72,12 @@ def finish(
         "floor": floor,
         "orbits": config.orbits,
     }
+    embedder.to("cpu")
     document = describe(model, spec, described)
     stored = {f"model.{name}": as_stored(name, value) for name, value in model.state_dict().items()}
     stored |= {f"projection.{name}": value for name, value in projection.state_dict().items()}
     stored |= {
-        "pose": pose,
+        "pose": pose.cpu(),
         "golden.images": square(golden),
         "golden.embeddings": torch.from_numpy(embedder.embed(golden)),
     }
@@ -95,9 +97,10 @@ def with_head(
     """
     if not config.kinds or len(pixels) < FEWEST:
         return projection.first(config.dim)
-    embedder = Embedder(model, spec, projection, pose)
+    embedder = Embedder(model, spec, projection, pose).to(config.device)
     parts = [embedder.coordinates(part.float()) for part in pixels.split(BATCH)]
-    head = fit_kinds(torch.cat(parts).float(), max(config.dim // 4, 1))
+    found = torch.cat(parts).float().to(config.device)
+    head = fit_kinds(found, max(config.dim // 4, 1))
     return with_kinds(projection, head, config.dim, config.kinds)
 
 
@@ -135,8 +138,8 @@ def rounded(model: Autoencoder) -> Autoencoder:
 def free_turns(
     model: Autoencoder, pixels: Tensor, config: TrainConfig, copies: int = 4
 ) -> tuple[Tensor, Tensor]:
-    """Readouts (N, copies, F) and codes (N * copies, order, m) of random free turns, or jittered
-    views, of the images; with orbits "none" of the images alone, N of one copy each.
+    """Readouts (N, copies, F) and codes (N * copies, order, m) of the images and random free turns,
+    or jittered views, of them; with orbits "none" of the images alone.
     """
     if config.orbits not in ORBITS:
         raise Refused(f"'{config.orbits}' are no orbits; use one of {', '.join(ORBITS)}")
@@ -145,20 +148,18 @@ def free_turns(
     jitter = JITTERS[config.views] if config.orbits == "jittered" else None
     features, codes = [], []
     for part in pixels.split(BATCH):
-        x = part.float()
-        turned = torch.stack(
-            [moved(x, model.group.mirrored, jitter, config.orbits) for _ in range(copies)], 1
-        )
-        found = model.encoder(turned.flatten(0, 1))
+        x = part.to(config.device).float()
+        others = [moved(x, model.group.mirrored, jitter) for _ in range(copies - 1)]
+        turned = torch.stack([x, *others], 1)
+        with full_float32(config.device):
+            found = model.encoder(turned.flatten(0, 1))
         features.append(read(found).unflatten(0, (len(x), copies)))
         codes.append(found)
     return torch.cat(features), torch.cat(codes)
 
 
-def moved(images: Tensor, mirrored: bool, jitter: Jitter | None, orbits: str) -> Tensor:
-    """Free turns of the images, with the jitter if there is one; or the images."""
-    if orbits == "none":
-        return images
+def moved(images: Tensor, mirrored: bool, jitter: Jitter | None) -> Tensor:
+    """Free turns of the images, with the jitter if there is one."""
     if jitter is None:
         return random_turns(images, mirrored)
     return random_views(images, mirrored, jitter)
@@ -189,13 +190,13 @@ def provenance(
     }
 
 
-def gate(out: Path, held_out: list[NDArray[Any]]) -> dict[str, Any]:
+def gate(out: Path, held_out: list[NDArray[Any]], device: str = "cpu") -> dict[str, Any]:
     """Load the file that was written, measure it on held-out images, and delete it if it does not
     hold.
 
     Raises TrainingError then.
     """
-    embedder = Embedder.load(out)
+    embedder = Embedder.load(out, device=device)
     found = audit(embedder, held_out)
     if not found.invariance_error <= MAX_INVARIANCE_ERROR:
         shutil.rmtree(out)

@@ -57,6 +57,7 @@ class FrozenHead(nn.Module):
     eps: Tensor  # (F',)
     weight: Tensor  # (F', K): the projection's matrix over the scale
     bias: Tensor  # (K,): minus the projected mean
+    keep: Tensor | None  # (F',) int64: coordinates that are alive, where ``read`` gives all
 
     def __init__(self, read: Readout | FrozenGram, projection: Projection) -> None:
         """``read``: a FrozenGram, or any readout, which is then given float64."""
@@ -65,7 +66,8 @@ class FrozenHead(nn.Module):
         self.linear, self.kinds = projection.linear, projection.kinds
         dtype = torch.float32 if self.fast else torch.float64
         weight = projection.matrix.double() / projection.scale.double()[:, None]
-        self.keep = None if self.fast else projection.keep.long()
+        keep = None if self.fast else projection.keep.long()
+        self.register_buffer("keep", keep, persistent=False)
         self.register_buffer("eps", projection.eps.to(dtype))
         self.register_buffer("weight", weight.to(dtype))
         self.register_buffer("bias", (-projection.mean.double() @ weight).to(dtype))
@@ -77,7 +79,7 @@ class FrozenHead(nn.Module):
         """(B, order, m) -> (B, K) float64."""
         x = self.read(codes.to(self.weight.dtype))
         if self.keep is not None:
-            x = x[:, self.keep.to(x.device)]
+            x = x[:, self.keep]
         slope = x.abs().add_(self.eps).rsqrt_()
         return torch.addmm(self.bias, slope.mul_(x), self.weight).double()
 

@@ -55,26 +55,28 @@ def neighbour_graph(embeddings: Tensor, count: int) -> Tensor:
     found = []
     for start in range(0, len(embeddings), BLOCK):
         scores = embeddings[start : start + BLOCK] @ embeddings.T
-        own = torch.arange(len(scores))
+        own = torch.arange(len(scores), device=scores.device)
         scores[own, own + start] = -2.0
         found.append(scores.topk(count, 1).indices)
     return torch.cat(found)
 
 
 def fit_kinds(coordinates: Tensor, dim: int) -> KindsHead:
-    """Train a head of ``dim`` outputs on coordinates (N, K) float32 of N >= FEWEST images."""
-    count = len(coordinates)
+    """Train a head of ``dim`` outputs on coordinates (N, K) float32 of N >= FEWEST images, on
+    their device; the head comes back on the CPU.
+    """
+    count, device = len(coordinates), coordinates.device
     graph = neighbour_graph(F.normalize(coordinates, dim=1), min(NEIGHBOURS, count // 20))
     scale = float(coordinates.std())
-    layers = Layers(coordinates.shape[1], dim)
+    layers = Layers(coordinates.shape[1], dim).to(device)
     optimiser = torch.optim.AdamW(layers.parameters(), weight_decay=1e-2)
     size = min(BATCH, count // 2)
     steps = PASSES * count // size
     for step in range(steps):
         for group in optimiser.param_groups:
             group["lr"] = 2e-3 * 0.5 * (1.0 + math.cos(math.pi * step / steps))
-        images = torch.randperm(count)[:size]
-        others = graph[images, torch.randint(graph.shape[1], (size,))]
+        images = torch.randperm(count)[:size].to(device)
+        others = graph[images, torch.randint(graph.shape[1], (size,)).to(device)]
         pair = layers(coordinates[torch.cat([images, others])] / scale)
         first, second = pair.chunk(2)
         loss = contrast(first, second, TEMPERATURE)

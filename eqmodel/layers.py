@@ -44,14 +44,31 @@ class LiftingConv2d(nn.Module):
     def expanded(self) -> Tensor:
         """(C' * G, C, k, k): the weights of the equal ordinary convolution."""
         c_out, c_in, k, _ = self.weight.shape
-        turned = self.weight.reshape(c_out, c_in, k * k)[:, :, self.table]  # (C', C, G, kk)
+        turned = gathered(self.weight.flatten(2), self.table)  # (C', C, G, kk)
         return turned.transpose(1, 2).reshape(c_out * self.group.order, c_in, k, k)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = F.conv2d(
-            x, self.expanded(), stride=self.stride, padding=(self.size - 1) // 2
-        ).unflatten(1, (-1, self.group.order))
-        return out
+        out = convolved(x, self.expanded(), self.stride, (self.size - 1) // 2)
+        fields: Tensor = out.unflatten(1, (-1, self.group.order))
+        return fields
+
+
+def gathered(weight: Tensor, table: Tensor) -> Tensor:
+    """Filters (C', C, K) by a table (G, K) of places -> (C', C, G, K)."""
+    found: Tensor = weight.index_select(2, table.flatten()).unflatten(2, tuple(table.shape))
+    return found
+
+
+def convolved(x: Tensor, weight: Tensor, stride: int = 1, padding: int = 0) -> Tensor:
+    """The ordinary convolution of (B, C, H, W). On a GPU channels-last, which its matrix units
+    want; where the filter is as large as the image it is a matrix product.
+    """
+    if x.shape[2:] == weight.shape[2:] and not padding:
+        return (x.flatten(1) @ weight.flatten(1).T)[..., None, None]
+    if x.is_cuda:
+        x = x.contiguous(memory_format=torch.channels_last)
+        weight = weight.contiguous(memory_format=torch.channels_last)
+    return F.conv2d(x, weight, stride=stride, padding=padding)
 
 
 def symmetric(size: int, stride: int) -> int:
@@ -68,12 +85,15 @@ class Turned(torch.autograd.Function):
     """Weights (N, K) -> (G, N, K): row g gathers by the permutation ``tables[g]``.
 
     What indexing does, with a backward that gathers by the inverse permutations: the scattered
-    sums of the indexing's own took a tenth of a training step.
+    sums of the indexing's own took a tenth of a training step. On a GPU in one kernel each, on a
+    CPU row by row, which is faster there.
     """
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, tables: Tensor) -> Tensor:
         ctx.save_for_backward(tables)
+        if weight.is_cuda:
+            return turned_at_once(weight, tables)
         rows = weight.T.contiguous()
         return torch.stack([rows[table].T for table in tables])
 
@@ -81,8 +101,21 @@ class Turned(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (tables,) = ctx.saved_tensors
         back = tables.argsort(1)
+        if gradients[0].is_cuda:
+            return turned_back_at_once(gradients[0], back), None
         parts = [part.T.contiguous()[table] for part, table in zip(gradients[0], back, strict=True)]
         return torch.stack(parts).sum(0).T, None
+
+
+def turned_at_once(weight: Tensor, tables: Tensor) -> Tensor:
+    """Weights (N, K) -> (G, N, K) by tables (G, K), in one kernel."""
+    wide: Tensor = weight[:, tables]
+    return wide.transpose(0, 1)
+
+
+def turned_back_at_once(gradient: Tensor, back: Tensor) -> Tensor:
+    """Gradients (G, N, K) -> (N, K): each gathered by its inverse table, and summed."""
+    return gradient.gather(2, back[:, None].expand_as(gradient)).sum(0)
 
 
 class GroupConv2d(nn.Module):
@@ -118,10 +151,9 @@ class GroupConv2d(nn.Module):
         return wide.reshape(c_out * order, c_in * order, k, k)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = F.conv2d(
-            x.flatten(1, 2), self.expanded(), stride=self.stride, padding=self.padding
-        ).unflatten(1, (-1, self.group.order))
-        return out
+        out = convolved(x.flatten(1, 2), self.expanded(), self.stride, self.padding)
+        fields: Tensor = out.unflatten(1, (-1, self.group.order))
+        return fields
 
 
 class GroupExpand2d(nn.Module):
@@ -159,9 +191,10 @@ class ProjectionConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         c_out, c_in, k, _ = self.weight.shape
-        turned = self.weight.reshape(c_out, c_in, k * k)[:, :, self.table]  # (C', C, G, kk)
+        turned = gathered(self.weight.flatten(2), self.table)  # (C', C, G, kk)
         weight = turned.reshape(c_out, c_in * self.group.order, k, k)
-        return F.conv2d(x.flatten(1, 2), weight, self.bias, padding=self.size // 2)
+        image = convolved(x.flatten(1, 2), weight, padding=self.size // 2)
+        return image + self.bias[:, None, None]
 
 
 class GroupLinear(nn.Module):
@@ -180,7 +213,9 @@ class GroupLinear(nn.Module):
         self.register_buffer("relative", torch.from_numpy(group.left), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.einsum("bhi,ghio->bgo", x, self.weight[self.relative]) + self.bias
+        weight = self.weight.index_select(0, self.relative.flatten())
+        weight = weight.unflatten(0, tuple(self.relative.shape))
+        return torch.einsum("bhi,ghio->bgo", x, weight) + self.bias
 
 
 class FieldNorm(nn.Module):
@@ -191,8 +226,30 @@ class FieldNorm(nn.Module):
         self.norm = nn.BatchNorm1d(channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.training and x.is_cuda:
+            return spread_norm(x, self.norm)
         out: Tensor = self.norm(x.flatten(2))
         return out.reshape(x.shape)
+
+
+def spread_norm(x: Tensor, norm: nn.BatchNorm1d) -> Tensor:
+    """What ``norm`` does in training to (B, C, G, H, W), by general sums: a GPU's own batch norm
+    gives each channel to one multiprocessor, and of fields there are few.
+    """
+    axes = [axis for axis in range(x.ndim) if axis != 1]
+    variance, mean = torch.var_mean(x.float(), axes, correction=0)
+    with torch.no_grad():
+        keep, count = 1.0 - float(norm.momentum or 0.1), x.numel() // x.shape[1]
+        for running, found in (
+            (norm.running_mean, mean),
+            (norm.running_var, variance * (count / max(count - 1, 1))),
+        ):
+            if running is not None:
+                running.mul_(keep).add_(found, alpha=1.0 - keep)
+    scale = norm.weight * torch.rsqrt(variance + norm.eps)
+    shift = norm.bias - mean * scale
+    shape = (-1,) + (1,) * (x.ndim - 2)
+    return (x * scale.reshape(shape) + shift.reshape(shape)).to(x.dtype)
 
 
 def double(x: Tensor) -> Tensor:

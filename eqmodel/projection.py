@@ -150,7 +150,7 @@ def scatter(orbits: Tensor, share: float) -> tuple[Tensor, Tensor]:
     within = inside.T @ inside / max(len(inside) - len(orbits), 1)
     between = outside.T @ outside / max(len(outside) - 1, 1)
     floor = share * float(torch.linalg.eigvalsh(within + between)[-1])
-    return within + floor * torch.eye(len(within), dtype=within.dtype), between
+    return within + floor * torch.eye(len(within)).to(within), between
 
 
 def discriminant(within: Tensor, between: Tensor, dim: int, power: float) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from eqmodel.devices import products_by, products_of, upper_triangle
 from eqmodel.errors import Refused
 from eqmodel.groups import FiniteGroup
 from eqmodel.layers import GroupLinear
@@ -21,6 +22,7 @@ from eqmodel.layers import GroupLinear
 PRODUCTS = ("gram", "bispectrum")  # sums of products of entries of the code
 READOUTS = ("mean", "max", "rms", "gram", "bispectrum", "attention")
 CORRELATIONS = ("identity", "identity+diagonals", "quarter", "all")  # parts of P and P' for gram
+CAP = 10.0  # bound of attention's logits, whose rounding grows with their size
 MIXTURES = 8  # combinations of columns whose triple correlation the bispectrum readout takes
 
 
@@ -67,12 +69,13 @@ def gram(codes: Tensor, group: FiniteGroup, part: str = "all") -> Tensor:
     what P' keeps beside it.
     """
     m = codes.shape[-1]
-    rows, cols = torch.triu_indices(m, m)
+    upper = upper_triangle(m, codes.device)
     parts = []
     for h in representatives(group, part):
-        product = codes.transpose(1, 2) @ codes[:, torch.from_numpy(group.cayley[:, h])]
+        moved = codes.index_select(1, products_by(group, h, codes.device))
+        product = (codes.transpose(1, 2) @ moved).flatten(1)
         symmetric = group.inverse[h] == h
-        parts.append(product[:, rows, cols] if symmetric else product.flatten(1))
+        parts.append(product.index_select(1, upper) if symmetric else product)
     if part == "identity+diagonals":
         parts.append(diagonals(codes, group))
     return torch.cat(parts, 1)
@@ -85,7 +88,7 @@ def diagonals(codes: Tensor, group: FiniteGroup) -> Tensor:
     D_n are not.
     """
     turns = [t for t in range(1, group.n) if t <= group.inverse[t]]
-    moved = [codes[:, torch.from_numpy(group.cayley[t])] for t in turns]
+    moved = [codes[:, products_of(group, t, codes.device)] for t in turns]
     if not moved:
         return codes.new_empty(len(codes), 0)
     return torch.cat([(codes * other).sum(1) for other in moved], 1)
@@ -104,8 +107,9 @@ def bispectrum(codes: Tensor, group: FiniteGroup) -> Tensor:
     mixed = codes @ mixtures(features).to(codes.device, codes.dtype)  # (B, order, r)
     parts = [gram(codes, group)]
     for first, seconds in triples(group):
-        pair = mixed * mixed[:, torch.from_numpy(group.cayley[:, first])]
-        third = mixed[:, torch.from_numpy(group.cayley[:, seconds])]  # (B, g, h2, r)
+        pair = mixed * mixed[:, products_by(group, first, codes.device)]
+        columns = [products_by(group, second, codes.device) for second in seconds]
+        third = mixed[:, torch.stack(columns, 1)]  # (B, g, h2, r)
         parts.append(torch.einsum("bgr,bghr->bhr", pair, third).flatten(1))
     return torch.cat(parts, 1)
 
@@ -145,9 +149,14 @@ class EquivariantAttention(nn.Module):
     4.3). A small dense network compresses Q to ``dim`` values; ``expand`` mirrors it.
     """
 
+    products: Tensor  # (order, order) int64
+    left: Tensor  # (order, order) int64
+
     def __init__(self, group: FiniteGroup, features: int, dim: int) -> None:
         super().__init__()
         self.group, self.features = group, features
+        self.register_buffer("products", torch.from_numpy(group.cayley), persistent=False)
+        self.register_buffer("left", torch.from_numpy(group.left), persistent=False)
         flat = group.order * features
         self.hidden = GroupLinear(group, features, features)
         self.head = GroupLinear(group, features, 1)
@@ -156,8 +165,9 @@ class EquivariantAttention(nn.Module):
 
     def forward(self, codes: Tensor) -> tuple[Tensor, Tensor]:
         """(B, order, m) -> compressed (B, dim), weights (B, order)."""
-        weights = torch.softmax(self.head(F.relu(self.hidden(codes)))[..., 0], 1)
-        turned_back = codes[:, torch.from_numpy(self.group.cayley)]  # (B, t, g, m): V[t g]
+        logits = self.head(F.relu(self.hidden(codes)))[..., 0]
+        weights = torch.softmax(CAP * torch.tanh(logits / CAP), 1)
+        turned_back = codes[:, self.products]  # (B, t, g, m): V[t g]
         canonical = torch.einsum("bt,btgm->bgm", weights, turned_back)
         compressed: Tensor = self.compress(canonical.flatten(1))
         return compressed, weights
@@ -165,7 +175,7 @@ class EquivariantAttention(nn.Module):
     def expand(self, compressed: Tensor, weights: Tensor) -> Tensor:
         """Compressed (B, dim) and weights (B, order) -> codes (B, order, m)."""
         canonical = self.restore(compressed).unflatten(1, (self.group.order, self.features))
-        turned = canonical[:, torch.from_numpy(self.group.left)]  # (B, t, g, m): Q[t^-1 g]
+        turned = canonical[:, self.left]  # (B, t, g, m): Q[t^-1 g]
         return torch.einsum("bt,btgm->bgm", weights, turned)
 
 

@@ -73,6 +73,8 @@ class TrainingState:
         for index, values in self.optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{index}.{k}": torch.as_tensor(v) for k, v in values.items()}
         tensors["random"] = torch.get_rng_state()
+        if torch.cuda.is_available():
+            tensors["random.cuda"] = torch.cuda.get_rng_state()
         name = f"{time.time_ns()}.{STATE}"
         save_file(tensors, self.folder / name)
         progress = {
@@ -107,5 +109,7 @@ class TrainingState:
                 state["state"].setdefault(int(index), {})[key] = value
         self.optimiser.load_state_dict(state)
         torch.set_rng_state(tensors["random"])
+        if "random.cuda" in tensors and torch.cuda.is_available():
+            torch.cuda.set_rng_state(tensors["random.cuda"])
         for key, value in saved.items():
             setattr(self, key, value)

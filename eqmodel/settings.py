@@ -131,6 +131,7 @@ def architecture(config: TrainConfig) -> AutoencoderConfig:
         width=config.width,
         features=config.features,
         readout=config.readout,
+        attention_dim=max(config.dim // 2, 1),
         correlations=config.correlations,
         mixing=config.mixing or config.readout == "attention",  # which weighs all copies at once
         padded=config.padded is not False,

@@ -23,12 +23,12 @@ from eqmodel import checkpoint
 from eqmodel.actions import border_background
 from eqmodel.autoencoder import Autoencoder
 from eqmodel.embedder import BATCH
-from eqmodel.errors import TrainingError
 from eqmodel.finishing import FITTED_ON, finish, gate, provenance
 from eqmodel.peers import Peers
 from eqmodel.preprocess import PreprocessSpec, preprocess
 from eqmodel.resume import TrainingState
 from eqmodel.settings import TrainConfig, as_recorded, fitted_to, objective_of, preprocess_spec
+from eqmodel.steps import Steps, adamw, on_device
 
 Progress = Callable[["EpochReport"], None]
 
@@ -83,7 +83,7 @@ def train(
     embedder_tensors, document = finish(model, spec, pixels[chosen], config, unseen)
     document["card"] = provenance(config, model, record, count, source)
     checkpoint.save(out, embedder_tensors, document)
-    card = gate(out, [images[int(i)] for i in held_out[:500]])
+    card = gate(out, [images[int(i)] for i in held_out[:500]], config.device)
     shutil.rmtree(f"{out}.training", ignore_errors=True)
     return card
 
@@ -126,29 +126,28 @@ def fit(
     The state is saved in ``folder`` after every epoch and taken up again from there.
     """
     objective = objective_of(config).to(config.device)
-    joined = peers.joined(objective)
-    optimiser = torch.optim.AdamW(
-        objective.parameters(), lr=config.learning_rate, weight_decay=1e-3
-    )
+    optimiser = adamw(objective, config.learning_rate, 1e-3)
     state = TrainingState.open(folder, objective, optimiser, as_recorded(config))
     if not peers.leads:
         torch.manual_seed(config.seed + 1_000_003 * (state.epoch * peers.size + peers.rank))
     size = max(2, config.batch_size // peers.size)
-    steps = peers.fewest(count_batches(len(train_on), size))
+    count = peers.fewest(count_batches(len(train_on), size))
+    steps = Steps(peers.joined(objective), optimiser, graph=peers.size == 1)
+    pixels = on_device(pixels, config.device)
     while state.epoch < config.epochs and not state.finished:
-        began, loss, seen = time.monotonic(), 0.0, 0
-        for batch in islice(batches(train_on, size), steps):
+        began, seen = time.monotonic(), 0
+        objective.train()
+        for batch in islice(batches(train_on, size), count):
             done = state.share(config, seen / len(train_on), time.monotonic() - began)
             share = peers.agreed(done)
             if share >= 1.0:
                 break
-            for settings in optimiser.param_groups:
-                settings["lr"] = config.learning_rate * schedule(share)
-            loss += step(joined, optimiser, pixels[batch].float().to(config.device)) * len(batch)
+            images = pixels[batch.to(pixels.device)].to(config.device).float()
+            steps.take(config.learning_rate * schedule(share), images)
             seen += len(batch)
+        loss = peers.mean(steps.mean_loss())
         elapsed = peers.agreed(time.monotonic() - began)
         error = peers.mean(reconstruction_error(objective.model, pixels[held_out], config))
-        loss = peers.mean(loss / max(seen, 1))
         state.finish_epoch(error, elapsed, config)
         if progress is not None:
             share = state.share(config, 0.0, 0.0)
@@ -172,22 +171,6 @@ def fit(
         "reconstruction_error": state.history,
     }
     return objective.model.to("cpu"), record
-
-
-def step(objective: torch.nn.Module, optimiser: torch.optim.Optimizer, images: Tensor) -> float:
-    """One step of gradient descent; returns the loss. Raises TrainingError when it is not
-    finite.
-    """
-    objective.train()
-    loss = objective(images)
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(objective.parameters(), 5.0)
-    optimiser.step()
-    value = float(loss.detach())
-    if not np.isfinite(value):
-        raise TrainingError("the loss is not a finite number; train with a smaller --learning-rate")
-    return value
 
 
 def schedule(share: float) -> float:

@@ -5,6 +5,7 @@ changes of shape, stroke and contrast.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,8 @@ class Jitter:
     affine: of the entries of a 2 x 2 matrix about the identity (scale, shear). shift: of a shift,
     contrast: of gain and log gamma. elastic: of a smooth field of 4 x 4 random displacements;
     lengths as shares of half the side. stroke: the largest share of a 3 x 3 dilation or erosion.
+    still: share of the views that are only turned by quarters, which keeps them as sharp as the
+    image: else no view would look as images do that nobody has turned.
     """
 
     affine: float = 0.10
@@ -27,6 +30,7 @@ class Jitter:
     contrast: float = 0.20
     elastic: float = 0.06
     stroke: float = 0.8
+    still: float = 0.25
 
 
 MILD = Jitter(affine=0.05, shift=0.04, contrast=0.15, elastic=0.0, stroke=0.0)
@@ -53,20 +57,33 @@ def random_turns(images: Tensor, mirrored: bool) -> Tensor:
 def random_views(images: Tensor, mirrored: bool, jitter: Jitter = MILD) -> Tensor:
     """(B, C, S, S): free turns, and mirrors, with the jitter; one interpolation."""
     background = border_background(images)
-    matrices = rotation_matrices(random_angles(images), random_mirrors(images, mirrored))
-    changed = torch.eye(2, device=images.device) + jitter.affine * noise(images, 2, 2)
-    matrices = torch.cat([changed @ matrices[..., :2], jitter.shift * noise(images, 2, 1)], -1)
+    still = torch.rand(len(images), device=images.device) < jitter.still
+    angles = random_angles(images)
+    angles = torch.where(still, 90.0 * (angles / 90.0).round(), angles)
+    matrices = rotation_matrices(angles, random_mirrors(images, mirrored))
+    loose = (~still).float()[:, None, None]
+    changed = torch.eye(2, device=images.device) + jitter.affine * loose * noise(images, 2, 2)
+    shift = jitter.shift * loose * noise(images, 2, 1)
+    matrices = torch.cat([changed @ matrices[..., :2], shift], -1)
     content = restroked(images - background, jitter.stroke)
     grid = F.affine_grid(matrices, list(images.shape), align_corners=False)
     if jitter.elastic:
-        field = F.interpolate(
-            jitter.elastic * noise(images, 2, 4, 4), images.shape[-2:], mode="bicubic"
-        )
-        grid = grid + field.permute(0, 2, 3, 1)
+        smooth = smoothing(images.shape[-1], images.device)
+        field = smooth @ (jitter.elastic * noise(images, 2, 4, 4)) @ smooth.T
+        grid = grid + loose[..., None] * field.permute(0, 2, 3, 1)
     moved = F.grid_sample(content, grid, padding_mode="zeros", align_corners=False)
     gain = 1.0 + jitter.contrast * noise(images, 1, 1, 1)
     gamma = torch.exp(jitter.contrast * noise(images, 1, 1, 1))
     return background + gain * moved.sign() * moved.abs().clamp_min(1e-6) ** gamma
+
+
+@lru_cache(maxsize=32)
+def smoothing(side: int, device: torch.device) -> Tensor:
+    """(side, 4): bicubic interpolation of 4 values to ``side`` places."""
+    with torch.inference_mode(False):
+        basis = torch.eye(4, device=device).reshape(1, 4, 4, 1)
+        spread: Tensor = F.interpolate(basis, (side, 1), mode="bicubic")[0, :, :, 0].T
+        return spread.contiguous()
 
 
 def noise(images: Tensor, *shape: int) -> Tensor:

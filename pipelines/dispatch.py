@@ -17,7 +17,7 @@ FIRST_BACKOFF_S = 0.5
 LONGEST_BACKOFF_S = 30.0
 
 
-@dataclass
+@dataclass(slots=True)
 class Task:
     """One shard's history in this run."""
 
@@ -27,12 +27,18 @@ class Task:
     attempts: int = 0
     deaths: int = 0
     halvings: int = 0
+    alone: bool = False
     not_before: float = 0.0
 
     @property
     def quarantine(self) -> int:
         """1 once two workers died with it, 2 after more: see ``ShardWork``."""
         return min(2, max(0, self.deaths - DEATHS_BEFORE_QUARANTINE + 1))
+
+    @property
+    def harmless(self) -> bool:
+        """Whether nothing has gone wrong with it: it may share a call to a worker with others."""
+        return not (self.alone or self.attempts or self.deaths)
 
 
 class Dispatch:
@@ -87,6 +93,19 @@ class Dispatch:
             self._pending.rotate(-1)
         return None
 
+    def bundle(self, now: float, most: int, beside: bool = False) -> tuple[ShardWork, ...]:
+        """``next``, and with it the shards after it, ``most`` in all: none with which anything went
+        wrong before, so that what goes wrong again is known to be its own.
+        """
+        first = self.next(now, beside)
+        if first is None:
+            return ()
+        works = [first]
+        if self._tasks[first.shard.source].harmless:
+            while len(works) < most and self._pending and self._tasks[self._pending[0]].harmless:
+                works.append(self._hand_out(self._pending.popleft()))
+        return tuple(works)
+
     def finish(self, source: str) -> None:
         """A receipt for it was believed."""
         self._running.discard(source)
@@ -130,8 +149,11 @@ class Dispatch:
         else:
             self.give_back(source)
 
-    def give_back(self, source: str) -> None:
-        """It was handed out and never finished, through no fault of its own."""
+    def give_back(self, source: str, alone: bool = False) -> None:
+        """It was handed out and never finished, through no fault of its own. ``alone``: one of
+        several in a call of which something went wrong; they share no call again.
+        """
+        self._tasks[source].alone |= alone
         self._running.discard(source)
         self._pending.appendleft(source)
 

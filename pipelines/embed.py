@@ -31,7 +31,7 @@ CHUNK = 64
 """Images that are decoded at once."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ShardWork:
     """One shard to embed: ``previous`` is its file in the table, when it has changed.
 

@@ -3,7 +3,8 @@
 Only what means the same to every decoder: 8-bit grey or RGB, without palette, transparency, text or
 animation. Anything else, anything damaged and anything doubtful is left to Pillow, which gives
 the pixels or the reason. Equal to Pillow's pixels bit for bit, by test. Measured on one busy core:
-PNG of 28 x 28 25 against 88 microseconds, JPEG of 256 x 256 390 against 655.
+PNG of 28 x 28 25 against 88 microseconds, JPEG of 256 x 256 390 against 655; WebP thumbnails 31
+against 76.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import struct
 from typing import Any
 
 import numpy as np
-from imagecodecs import PngError, png_decode
+from imagecodecs import PngError, WebpError, png_decode, webp_decode
 from numpy.typing import NDArray
 
 from pipelines.tiff import Caps
@@ -116,3 +117,24 @@ def _is_plain_jpeg(data: bytes) -> bool:
             return False
         at += 2 + size
     return False
+
+
+def decode_webp(data: bytes, max_side: int) -> Pixels | None:
+    """A still, opaque WebP of at most ``max_side`` -> uint8 (H, W, 3); None: leave it to Pillow."""
+    if data[:4] != b"RIFF" or data[8:12] != b"WEBP" or len(data) < 30:
+        return None
+    if data[12:16] == b"VP8L" and data[20] == 0x2F:
+        bits = int.from_bytes(data[21:25], "little")
+        width, height, alpha = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1, bits >> 28
+    elif data[12:16] == b"VP8 " and data[23:26] == b"\x9d\x01\x2a":
+        width, height = (int.from_bytes(data[at : at + 2], "little") & 0x3FFF for at in (26, 28))
+        alpha = 0
+    else:
+        return None
+    if alpha or not 0 < max(width, height) <= max_side:
+        return None
+    try:
+        pixels: Pixels = webp_decode(data)
+    except (WebpError, ValueError):
+        return None
+    return pixels if pixels.shape == (height, width, 3) and pixels.dtype == np.uint8 else None

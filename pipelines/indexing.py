@@ -19,6 +19,7 @@ from eqmodel.errors import OrbitError
 from pipelines.artifacts import fetch_checked
 from pipelines.errors import IncompleteError
 from pipelines.index import (
+    ANSWERS,
     CLUSTERS,
     TRAINED,
     Asked,
@@ -95,7 +96,7 @@ class Indexing:
             folder = fetch_checked(self.store, row, ["index.json"], place)
             spec = IndexSpec.from_dict(json.loads((folder / "index.json").read_bytes()))
             files = {file.path.rpartition("/")[2]: file for file in row.files}
-            names = [*spec.files, *(name for name in (TRAINED, CLUSTERS) if name in files)]
+            names = [*spec.files, *(name for name in (TRAINED, ANSWERS, CLUSTERS) if name in files)]
             folder = fetch_checked(self.store, row, names, place)
             rows = Sidecar.open(folder, spec)
         except (OrbitError, OSError, ValueError) as error:
@@ -194,7 +195,8 @@ class Indexing:
             told = replace(spec, how=how, why=why)
             if how == "folded":
                 asked = self._asked(rows.ids, turned)
-                index, made, bad = fold_index(previous, sidecar, rows, asked, told)
+                answers = self.out / ANSWERS
+                index, made, bad = fold_index(previous, sidecar, rows, asked, told, answers)
             else:
                 live = np.flatnonzero(sidecar.alive())
                 asked = self._asked(sidecar.ids_of(live), turned, live)
@@ -246,7 +248,8 @@ class Indexing:
             files = {file.path.rpartition("/")[2]: file for file in self._before[0].files}
         if spec.how == "updated":
             index.save_delta(self.out / "delta.faiss")
-            self.shared = tuple(files[name] for name in spec.base_files)
+            early = {ANSWERS} - files.keys()  # an earlier Orbit made the base
+            self.shared = tuple(files[n] for n in spec.base_files if n not in early)
             size = files["index.faiss"].size + (self.out / "delta.faiss").stat().st_size
             return replace(spec, index_bytes=size)
         self._sidecar = None

@@ -89,6 +89,15 @@ class RayCluster:
         ]  # fmt: skip
         subprocess.run(command, env=self.environment, check=True, timeout=120)
 
+    def until_gone(self, node_id: str, seconds: float) -> None:
+        """Wait until a node is no longer of the cluster. (The process of `ray start --block` stays
+        when its node ends well.)"""
+        end = time.monotonic() + seconds
+        while node_id in self.workers():
+            if time.monotonic() > end:
+                raise TimeoutError(f"node {node_id} is still there after {seconds:g} s")
+            time.sleep(0.5)
+
     def _ask(self, path: str) -> Any:
         request = urllib.request.Request(
             f"{self.address}{path}", headers={"Authorization": f"Bearer {self.token}"}

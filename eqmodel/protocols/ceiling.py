@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from eqmodel.autoencoder import Autoencoder
-from eqmodel.devices import computes_bfloat16
+from eqmodel.devices import computes_bfloat16, full_float32
 from eqmodel.objective import Trunk
 from eqmodel.preprocess import PreprocessSpec, preprocess
 from eqmodel.protocols.draws import Labelled
@@ -30,6 +30,7 @@ from eqmodel.settings import (
     fitted_to,
     preprocess_spec,
 )
+from eqmodel.steps import Steps, adamw, on_device
 from eqmodel.training import as_inputs, batches, schedule
 from eqmodel.views import JITTERS, random_views
 
@@ -60,6 +61,18 @@ class Classifier(nn.Module):
         return F.relu(self.hidden(self.norm(features / torch.sqrt(features.abs() + 1e-3))))
 
 
+class CrossEntropy(nn.Module):
+    """Images (B, C, S, S), classes (B,) -> the classifier's loss on a view of each image."""
+
+    def __init__(self, model: Classifier) -> None:
+        super().__init__()
+        self.model, self.jitter = model, JITTERS[model.config.views]
+
+    def forward(self, images: Tensor, wanted: Tensor) -> Tensor:
+        views = random_views(images, self.model.group.mirrored, self.jitter)
+        return F.cross_entropy(self.model.last(self.model(views)), wanted)
+
+
 class Ceiling:
     """A trained classifier in use."""
 
@@ -75,9 +88,14 @@ class Ceiling:
         parts = []
         for start in range(0, len(images), 256):
             inputs = preprocess(list(images[start : start + 256]), self.spec)
-            hidden = self.model(inputs.to(self.config.device)).float()
-            parts.append(F.normalize(hidden, dim=1).cpu().numpy())
+            parts.append(F.normalize(self.hidden(inputs), dim=1).cpu().numpy())
         return np.concatenate(parts)
+
+    def hidden(self, inputs: Tensor) -> Tensor:
+        """Model inputs (B, C, S, S) -> the hidden layer (B, 128)."""
+        with full_float32(self.config.device):
+            found: Tensor = self.model(inputs.to(self.config.device))
+        return found
 
     @torch.inference_mode()
     def accuracy(self, test: Labelled) -> float:
@@ -85,7 +103,7 @@ class Ceiling:
         right = 0
         for start in range(0, len(test), 256):
             inputs = preprocess(list(test.images[start : start + 256]), self.spec)
-            logits = self.model.last(self.model(inputs.to(self.config.device)))
+            logits = self.model.last(self.hidden(inputs))
             found = self.classes[logits.argmax(1).cpu().numpy()]
             right += int((found == test.labels[start : start + 256]).sum())
         return right / len(test)
@@ -103,35 +121,24 @@ def train_with_labels(
     classes, y = np.unique(train.labels, return_inverse=True)
     target = torch.from_numpy(y)
     model = Classifier(config, len(classes)).to(config.device)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=1e-2)
+    optimiser = adamw(model, config.learning_rate, 1e-2)
     state = TrainingState.open(folder, model, optimiser, as_recorded(config) | {"labels": True})
+    steps = Steps(CrossEntropy(model), optimiser)
+    pixels, target = on_device(pixels, config.device), target.to(config.device)
     while state.share(config, 0.0, 0.0) < 1.0:
-        began, loss, seen = time.monotonic(), 0.0, 0
-        model.train()
+        began, seen = time.monotonic(), 0
+        steps.objective.train()
         for batch in batches(torch.arange(len(pixels)), config.batch_size):
             share = state.share(config, seen / len(pixels), time.monotonic() - began)
             if share >= 1.0:
                 break
-            for settings in optimiser.param_groups:
-                settings["lr"] = config.learning_rate * schedule(share)
-            x, wanted = pixels[batch].float().to(config.device), target[batch].to(config.device)
-            loss += len(batch) * step(model, optimiser, x, wanted)
+            shown = pixels[batch.to(pixels.device)].to(config.device).float()
+            wanted = target[batch.to(config.device)]
+            steps.take(config.learning_rate * schedule(share), shown, wanted)
             seen += len(batch)
-        state.finish_epoch(loss / max(seen, 1), time.monotonic() - began, config)
+        loss = steps.mean_loss()
+        state.finish_epoch(loss, time.monotonic() - began, config)
         if report is not None:
             share = min(state.share(config, 0.0, 0.0), 1.0)
-            report(share, f"with labels, epoch {state.epoch}, loss {loss / max(seen, 1):.3f}")
+            report(share, f"with labels, epoch {state.epoch}, loss {loss:.3f}")
     return Ceiling(model, spec, classes, round(state.elapsed_s, 1))
-
-
-def step(
-    model: Classifier, optimiser: torch.optim.Optimizer, images: Tensor, wanted: Tensor
-) -> float:
-    """One step of gradient descent on the cross-entropy; returns it."""
-    views = random_views(images, model.group.mirrored, JITTERS[model.config.views])
-    loss = F.cross_entropy(model.last(model(views)), wanted)
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
-    optimiser.step()
-    return float(loss.detach())

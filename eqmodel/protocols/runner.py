@@ -18,7 +18,7 @@ from eqmodel.checkpoint import CARD, read_card
 from eqmodel.embedder import Embedder
 from eqmodel.protocols import clusterings, probes, results, turning
 from eqmodel.protocols.ceiling import train_with_labels
-from eqmodel.protocols.draws import Draw, Protocol, Source, draw
+from eqmodel.protocols.draws import PROTOCOLS, Draw, Protocol, Source, draw
 from eqmodel.protocols.results import Result
 from eqmodel.settings import as_recorded
 from eqmodel.training import EpochReport, TrainConfig, train
@@ -88,8 +88,8 @@ def run(job: Job, source: Source, show: Show, look: Look | None = None) -> Resul
     drawn = draw(job.protocol, source, job.seed, job.limit)
     job = fitted_to(job, drawn)
     made_from = identity_of(job, drawn)
-    known = results.read(job.path)
-    if known is not None and known.made_from == made_from:
+    known = known_result(job, made_from)
+    if known is not None:
         show(f"{job.recipe}, seed {job.seed}", 1, 1, "read from an earlier run")
         return known
     representation = represent(job, drawn, show)
@@ -127,6 +127,19 @@ def run(job: Job, source: Source, show: Show, look: Look | None = None) -> Resul
     if look is not None:
         look(job, drawn, embedded)
     return result
+
+
+def known_result(job: Job, made_from: str) -> Result | None:
+    """The result of an earlier run, of this protocol or of one that draws the same images."""
+    alike = [p for p in PROTOCOLS.values() if p.drawn == job.protocol.drawn]
+    for protocol in (job.protocol, *alike):
+        known = results.read(replace(job, protocol=protocol).path)
+        if known is not None and known.made_from == made_from:
+            if known.protocol != job.protocol.name:
+                known = replace(known, protocol=job.protocol.name)
+                results.write(job.path, known)
+            return known
+    return None
 
 
 def fitted_to(job: Job, drawn: Draw) -> Job:

@@ -63,6 +63,6 @@ def readout_curve(embedder: Embedder, images: NDArray[np.uint8]) -> list[float]:
     inputs = embedder.preprocess(list(images[:CURVE_IMAGES]))
     parts = []
     for part in inputs.split(256):
-        codes = embedder.frozen(part.to(embedder.device)).double()
+        codes = embedder.codes_of(part).double()
         parts.append(embedder.readout_of(codes).float().cpu().numpy())
     return explained_variance(np.concatenate(parts))

@@ -5,6 +5,7 @@
 | looks.py | thumbnails as they are compared |
 | rings.py | a fingerprint that no turn moves: proposals beside those of the embedding |
 | sampling.py | values between pixels |
+| correlating.py | how well two pictures agree that lie over each other |
 | polar.py | all turns of two pictures at once |
 | aligning.py | turn, scale and shift between two pictures |
 | agreeing.py | whether two pictures laid over each other are one |

@@ -7,28 +7,26 @@ fitted, and what both pictures have in common is compared.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from eqmodel.groups import FiniteGroup
 from pipelines.duplicates import aligning, polar
-from pipelines.duplicates.looks import (
-    NOISE,
-    SIDE,
-    Ints,
-    Looks,
-    Plane,
-    picture_and_detail,
-    share_of_detail,
-)
+from pipelines.duplicates.correlating import agreement, dot, unit
+from pipelines.duplicates.looks import NOISE, SIDE, Ints, Looks, Plane
+from pipelines.duplicates.sampling import CENTRE, bilinear
 from pipelines.pictures import Pose, poses_of
 
-BATCH = 256
-FAR, HOPELESS = 2.5, 0.8
+BATCH = 512
+FAR, HOPELESS = 2.5, 0.7
 """Costs, the shift and scale left aside, of the best turn on rings, and after some steps of the
 alignment, that copies do not have: measured, at most 1 in 100 have more than 2 of the first."""
 RIVAL = 0.05
@@ -47,8 +45,9 @@ POSE_BONUS = 0.02
 """The cost by which the pose that the pose codes prefer wins over one that fits no better."""
 NEAR_ELEMENT = 0.75
 """An angle so many degrees from an element of the group is that element."""
-NEVER = np.float32(9.0)
+NEVER = 9.0
 """The cost of what is not one picture."""
+NAMES = ("cost", "picture", "angle", "mirror")
 
 
 @dataclass(frozen=True)
@@ -67,14 +66,20 @@ class Fits:
     angle: Plane
     mirror: NDArray[np.bool_]
 
+    @classmethod
+    def none(cls, num: int) -> Fits:
+        """What fits not at all."""
+        zero, no = np.zeros(num, np.float32), np.zeros(num, bool)
+        return cls(np.full(num, NEVER, np.float32), zero, zero.copy(), no)
 
-NAMES = ("cost", "picture", "angle", "mirror")
+    def put(self, where: NDArray[Any], other: Fits) -> None:
+        """Take the values of others at some places."""
+        for name in NAMES:
+            getattr(self, name)[where] = getattr(other, name)
 
-
-def _nothing(num: int) -> Fits:
-    """What fits not at all."""
-    zero, none = np.zeros(num, np.float32), np.zeros(num, bool)
-    return Fits(np.full(num, NEVER, np.float32), zero, zero.copy(), none)
+    def of(self, some: NDArray[np.bool_]) -> Fits:
+        """Of some of the pairs."""
+        return Fits(*(getattr(self, name)[some] for name in NAMES))
 
 
 class Agreeing:
@@ -82,72 +87,107 @@ class Agreeing:
 
     def __init__(self, looks: Looks, group: FiniteGroup, threads: int = 1) -> None:
         self.looks, self.group, self.threads = looks, group, max(1, threads)
-        self.quarters = [pose for pose in poses_of(group) if pose.angle_degrees % 90 == 0]
+        self.quarters = {n: p for n, p in enumerate(poses_of(group)) if p.angle_degrees % 90 == 0}
         self.mirrors = (False, True) if group.mirrored else (False,)
+        self.grey, self.smooth = torch.from_numpy(looks.grey), torch.from_numpy(looks.smooth)
+        self.half, self.fineness = torch.from_numpy(looks.half), torch.from_numpy(looks.fineness)
 
-    def fits(self, places: Ints, told: Sequence[Pose]) -> Fits:
-        """Pairs (P, 2) of places in the looks, with the poses that their codes tell."""
-        starts = range(0, len(places), BATCH)
-        batches = [places[start : start + BATCH] for start in starts]
-        with ThreadPoolExecutor(self.threads) as pool:
-            fits = pool.map(self._fits, batches, [told[start : start + BATCH] for start in starts])
-            parts = list(fits) or [_nothing(0)]
-        return Fits(*(np.concatenate([getattr(part, name) for part in parts]) for name in NAMES))
+    def fits(self, places: Ints, told: Ints) -> Fits:
+        """Pairs (P, 2) of places in the looks, with the elements (P,) that their codes tell."""
+        found = Fits.none(len(places))
+        alike = np.flatnonzero(self._alike_in_colour(places))
+        parts = [alike[start : start + BATCH] for start in range(0, len(alike), BATCH)]
+        with _one_thread_each(), ThreadPoolExecutor(self.threads) as pool:
+            work = pool.map(lambda part: self._fits(places[part], told[part]), parts)
+            for part, fits in zip(parts, work, strict=True):
+                found.put(part, fits)
+        return found
 
-    def _fits(self, places: Ints, told: Sequence[Pose]) -> Fits:
-        found = self._exact(places, told)
+    def _fits(self, places: Ints, told: Ints) -> Fits:
+        pairs = torch.from_numpy(places)
+        turns = polar.correlations(*self._smooth(pairs), self.half[pairs].amin((1, 2)))
+        found = self._exact(pairs, torch.from_numpy(told), turns)
         rest = np.flatnonzero(found.cost > SURE)
-        if len(rest):
-            free = self._free(places[rest])
-            better = free.cost < found.cost[rest] - PLAINER
-            for name in NAMES:
-                getattr(found, name)[rest[better]] = getattr(free, name)[better]
-        found.cost[~self._alike_in_colour(places)] = NEVER
+        free = self._free(pairs[torch.from_numpy(rest)], turns[torch.from_numpy(rest)])
+        better = free.cost < found.cost[rest] - PLAINER
+        found.put(rest[better], free.of(better))
         return found
 
     def _alike_in_colour(self, places: Ints) -> NDArray[np.bool_]:
         """(P,): whether the rings have the same colours, and flat pictures the same grey."""
         left, right = places.T
-        tints = np.abs(self.looks.tint[left] - self.looks.tint[right]).max((1, 2)) <= TINT
-        grey = self.looks.grey.reshape(len(self.looks.grey), -1)
-        first, second = (grey[side].astype(np.float32) for side in (left, right))
-        flat = np.minimum(first.std(1), second.std(1)) < NOISE
-        apart = np.abs(first.mean(1) - second.mean(1)) > GREY
-        found: NDArray[np.bool_] = tints & ~(flat & apart)
+        tint, level, contrast = self.looks.tint, self.looks.level, self.looks.contrast
+        tints = np.abs(tint[left] - tint[right]).max((1, 2)) <= TINT
+        flat = np.minimum(contrast[left], contrast[right]) < NOISE
+        found: NDArray[np.bool_] = tints & ~(flat & (np.abs(level[left] - level[right]) > GREY))
         return found
 
-    def _exact(self, places: Ints, told: Sequence[Pose]) -> Fits:
-        """By quarter turns and mirrors of the whole frame."""
-        left, right = (self._layers(side) for side in places.T)
-        fits = _frames(left, right, self.quarters)
-        cost = (1 - fits) / _fineness(left, right)[:, None]
-        preferred = np.array([[pose == p for p in self.quarters] for pose in told], bool)
-        best = (cost - POSE_BONUS * preferred.reshape(cost.shape)).argmin(1)
-        row = np.arange(len(best))
-        angles = np.array([pose.angle_degrees for pose in self.quarters], np.float32)
-        mirrors = np.array([pose.mirror for pose in self.quarters])
-        return Fits(cost[row, best], fits[row, best], angles[best], mirrors[best])
+    def _exact(self, pairs: Tensor, told: Tensor, turns: Tensor) -> Fits:
+        """By quarter turns and mirrors of the whole frame, those that the rings allow."""
+        greys, smooths = (plane[pairs].float() for plane in (self.grey, self.smooth))
+        left, right = ((greys + smooths) / 2).unbind(1)
+        poses = list(self.quarters.values())
+        rings = torch.stack([turns[:, int(p.mirror), polar.place(p.angle_degrees)] for p in poses])
+        fits = frames(left, right, poses, rings >= rings.amax(0) - RIVAL)
+        cost = (1 - fits) / self._finest(pairs)[:, None]
+        preferred = told[:, None] == torch.tensor(list(self.quarters))
+        best = (cost - POSE_BONUS * preferred).argmin(1, keepdim=True)
+        angles = np.array([pose.angle_degrees for pose in poses], np.float32)
+        mirrors = np.array([pose.mirror for pose in poses], bool)
+        least, there = (plane.gather(1, best)[:, 0].numpy() for plane in (cost, fits))
+        number = best[:, 0].numpy()
+        return Fits(least, there, angles[number], mirrors[number])
 
-    def _free(self, places: Ints) -> Fits:
+    def _free(self, pairs: Tensor, turns: Tensor) -> Fits:
         """By any turn, a little scale and a little shift."""
-        found = _nothing(len(places))
-        left, right = (self.looks.smooth[side].astype(np.float32) for side in places.T)
-        turns = polar.correlations(left, right, self.looks.reach[places].min(1))
-        least = 1 - FAR * self.looks.fineness[places].max(1)
-        highest = np.maximum(turns.max((1, 2)) - RIVAL, least)
+        found = Fits.none(len(pairs))
+        least = 1 - FAR * self._finest(pairs)
+        highest = torch.maximum(turns.amax((1, 2)) - RIVAL, least)
         for mirror in self.mirrors:
-            peaks = turns[:, int(mirror)]
-            asked = np.flatnonzero(peaks.max(1) >= highest)
-            if not len(asked):
-                continue
-            angles = peaks[asked].argmax(1) * polar.STEP
-            warps, picture, cost = self.laid_over(places[asked], mirror, angles)
-            better = cost < found.cost[asked]
-            place = asked[better]
-            found.cost[place], found.picture[place] = cost[better], picture[better]
-            found.angle[place] = np.rad2deg(warps[better, 0]) % 360
-            found.mirror[place] = mirror
+            peaks, angles = turns[:, int(mirror)].max(1)
+            asked = torch.nonzero(peaks >= highest)[:, 0]
+            fits = self._laid_over(pairs[asked], mirror, angles[asked] * polar.STEP)
+            better = fits.cost < found.cost[asked.numpy()]
+            found.put(asked.numpy()[better], fits.of(better))
         return found
+
+    def _laid_over(self, pairs: Tensor, mirror: bool, angles: Tensor) -> Fits:
+        """Pairs (P, 2) and about which turn (P,), in degrees, makes right, mirrored or not,
+        left."""
+        found = Fits.none(len(pairs))
+        start = torch.zeros(len(pairs), 4)
+        start[:, 0] = torch.deg2rad(angles)
+        left, right = self._smooth(pairs)
+        right = right.flip(2) if mirror else right
+        reach, least = self.half[pairs].amin((1, 2)), 1 - HOPELESS * self._finest(pairs)
+        warps, correlations = aligning.aligned(left, right, reach - MARGIN, start, least)
+        hopeful = torch.nonzero(correlations >= least)[:, 0]
+        warps = warps[hopeful]
+        fit, cost = self._compared(pairs[hopeful], mirror, warps)
+        angle = torch.rad2deg(warps[:, 0]) % 360
+        turned = np.full(len(hopeful), mirror)
+        found.put(hopeful.numpy(), Fits(cost.numpy(), fit.numpy(), angle.numpy(), turned))
+        return found
+
+    def _compared(self, pairs: Tensor, mirror: bool, warps: Tensor) -> tuple[Tensor, Tensor]:
+        """What pairs (P, 2) have in common when a warp is done -> correlations (P,), costs (P,)."""
+        left, right = torch.stack([self.grey[pairs], self.smooth[pairs]], 2).float().unbind(1)
+        right = right.flip(3) if mirror else right
+        half = self.half[pairs]
+        places = aligning.DISC.sources(warps)
+        within = (places.abs() <= (half[:, 1, None] - 0.5) / CENTRE).all(2)
+        mask = within * aligning.DISC.within(half.amin((1, 2)) - 1)
+        fit, fineness = agreement(aligning.DISC.of(left), bilinear(right, places), mask)
+        moved = SCALING * warps[:, 1].abs() + SHIFTING * torch.hypot(warps[:, 2], warps[:, 3])
+        return fit, (1 - fit) / fineness + moved
+
+    def _smooth(self, pairs: Tensor) -> tuple[Tensor, Tensor]:
+        """Left and right (P, SIDE, SIDE) of pairs (P, 2), blurred."""
+        return self.smooth[pairs[:, 0]].float(), self.smooth[pairs[:, 1]].float()
+
+    def _finest(self, pairs: Tensor) -> Tensor:
+        """(P,): the share of detail in the finer of two pictures; the other may have lost it."""
+        return self.fineness[pairs].amax(1)
 
     def pose(self, angle: float, mirror: bool) -> Pose:
         """As it is told: an angle next to an element of the group is that element."""
@@ -156,93 +196,27 @@ class Agreeing:
         near = abs(angle - element) <= NEAR_ELEMENT
         return Pose(element % 360 if near else round(angle, 1) % 360, mirror)
 
-    def laid_over(
-        self, places: Ints, mirror: bool, angles: NDArray[np.float64]
-    ) -> tuple[aligning.Warp, Plane, Plane]:
-        """Pairs (P, 2) and about which turn (P,), in degrees, makes right, mirrored or not, left ->
-        the warps, the correlations (P,) there and the costs (P,)."""
-        start = np.zeros((len(places), 4), np.float32)
-        start[:, 0] = np.deg2rad(angles)
-        left, right = (
-            [plane[side].astype(np.float32) for plane in (self.looks.grey, self.looks.smooth)]
-            for side in places.T
-        )
-        if mirror:
-            right = [np.ascontiguousarray(plane[:, :, ::-1]) for plane in right]
-        half = self.looks.half[places]
-        reach = half.min((1, 2))
-        least = 1 - HOPELESS * self.looks.fineness[places].max(1)
-        warps, _ = aligning.aligned(left[1], right[1], reach - MARGIN, start, least)
-        x, y = aligning.DISC.sources(warps)
-        within = (np.abs(x) <= half[:, 1, :1] - 0.5) & (np.abs(y) <= half[:, 1, 1:] - 0.5)
-        mask = within * aligning.DISC.within(reach - 1)
-        one = picture_and_detail(*(aligning.DISC.of(plane) for plane in left))
-        other = picture_and_detail(*(aligning.DISC.warped(plane, warps) for plane in right))
-        fit = _dot(_unit(one[0], mask), _unit(other[0], mask))
-        moved = SCALING * np.abs(warps[:, 1]) + SHIFTING * np.hypot(warps[:, 2], warps[:, 3])
-        return warps, fit, (1 - fit) / _fineness(one, other, mask) + moved
 
-    def _layers(self, places: Ints) -> tuple[Plane, Plane]:
-        """Pictures (P, SIDE**2) and their detail, of the whole frame."""
-        planes = (self.looks.grey[places], self.looks.smooth[places])
-        flat = (plane.reshape(len(places), -1).astype(np.float32) for plane in planes)
-        return picture_and_detail(*flat)
-
-    def _pose(self, radians: float, mirror: bool) -> Pose:
-        angle, step = float(np.rad2deg(radians)) % 360, 360 / self.group.n
-        element = round(angle / step) * step
-        near = abs(angle - element) <= NEAR_ELEMENT
-        return Pose(element % 360 if near else round(angle, 1) % 360, mirror)
-
-
-Length = tuple[Plane, Plane]
-"""Values (P, n) of unit length, with one more coordinate (P,), the share that ``NOISE`` has."""
-
-
-def _unit(values: Plane, mask: Plane | None = None) -> Length:
-    """(P, n) -> mean 0 and length 1 within the mask, as if each pixel had ``NOISE`` beside: so two
-    pictures without contrast are alike, as they should be, and noise counts for nothing."""
-    if mask is None:
-        num = np.full(len(values), values.shape[1], np.float32)
-        values = values - values.mean(1, keepdims=True)
-    else:
-        num = np.maximum(mask.sum(1), 1)
-        mean = np.einsum("pn,pn->p", values, mask) / num
-        values = (values - mean[:, None]) * mask
-    noise = NOISE * np.sqrt(num)
-    length = np.sqrt(np.einsum("pn,pn->p", values, values) + noise * noise)
-    return values / length[:, None], noise / length
-
-
-def _dot(left: Length, right: Length) -> Plane:
-    found: Plane = np.einsum("pn,pn->p", left[0], right[0]) + left[1] * right[1]
-    return found
-
-
-def _frames(left: Sequence[Plane], right: Sequence[Plane], poses: Sequence[Pose]) -> Plane:
-    """(P, poses): how well left correlates with right after each quarter turn or mirror."""
-    still, (moving, share) = _unit(left[0]), _unit(right[0])
-    fits = np.empty((len(moving), len(poses)), np.float32)
-    square = moving.reshape(-1, SIDE, SIDE)
+def frames(left: Tensor, right: Tensor, poses: list[Pose], asked: Tensor) -> Tensor:
+    """Pictures (P, SIDE, SIDE) -> (P, poses): how well left correlates with right after each
+    quarter turn or mirror that is asked (poses, P); -1 for the others."""
+    (still, one), (moving, other) = unit(left.flatten(1)), unit(right.flatten(1))
+    fits = torch.full((len(moving), len(poses)), -1.0)
+    square = moving.view(-1, SIDE, SIDE)
     for number, pose in enumerate(poses):
-        mirrored = square[:, :, ::-1] if pose.mirror else square
-        turned = np.rot90(mirrored, int(pose.angle_degrees // 90), (1, 2))
-        fits[:, number] = _dot(still, (turned.reshape(len(moving), -1), share))
+        some = torch.nonzero(asked[number])[:, 0]
+        mirrored = square[some].flip(2) if pose.mirror else square[some]
+        turned = torch.rot90(mirrored, int(pose.angle_degrees // 90), (1, 2)).flatten(1)
+        fits[some, number] = dot((still[some], one[some]), (turned, other[some]))
     return fits
 
 
-def _fineness(left: Sequence[Plane], right: Sequence[Plane], mask: Plane | None = None) -> Plane:
-    """(P,): the share that detail has in the finer of two pictures; the other may have lost it."""
-    shares = [share_of_detail(_variance(p, mask), _variance(d, mask)) for p, d in (left, right)]
-    found: Plane = np.maximum(*shares)
-    return found
-
-
-def _variance(values: Plane, mask: Plane | None) -> Plane:
-    if mask is None:
-        spread: Plane = values.var(1)
-        return spread
-    num = np.maximum(mask.sum(1), 1)
-    mean = np.einsum("pn,pn->p", values, mask) / num
-    found: Plane = np.einsum("pn,pn,pn->p", values, values, mask) / num - mean * mean
-    return found
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Batches run beside each other, so each of torch's products runs on one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from eqmodel.actions import best_pose
+from eqmodel.actions import best_poses
 from eqmodel.groups import FiniteGroup
 from pipelines.duplicates.agreeing import Agreeing
 from pipelines.duplicates.looks import Ints, Looks, Plane, Thumbnails
@@ -22,6 +22,8 @@ from pipelines.duplicates.stars import Bond, Bonds, Member, stars
 from pipelines.index import Neighbours, Rows, nearest_vectors
 from pipelines.pictures import Pose, poses_of
 
+CODES = 8_192
+"""Pairs whose pose codes are compared at a time."""
 STEP, VALLEY = 1.1, 1.25
 """Limits are tried a tenth apart, and pairs counted that cost up to a quarter more or less."""
 
@@ -89,7 +91,7 @@ def find_duplicates(
     everything = len(firsts) <= options.max_rings
     proposals = [_by_embedding(near, same, options)]
     proposed = proposals[0].pairs
-    looks = Looks.of(firsts if everything else np.unique(proposed), rows.ids, thumbnails)
+    looks = Looks.of(firsts if everything else np.unique(proposed), rows.ids, thumbnails, threads)
     if everything:
         proposals.append(_by_rings(looks, options))
     pairs = _best_first(proposals)
@@ -172,8 +174,8 @@ class _Comparing:
         pairs that are asked, the proposals, say how much the others may cost."""
         places = self.looks.places(pairs)
         seen = np.flatnonzero((places >= 0).all(1))
-        told = [self._by_codes(left, right) for left, right in pairs[seen].tolist()]
-        fits = self.agreeing.fits(places[seen], told)
+        told = self._by_codes(pairs)
+        fits = self.agreeing.fits(places[seen], told[seen])
         if self.limit is None:
             self.limit = before_the_crowd(fits.cost, self.options)
         found: list[Bond | None] = [None] * len(pairs)
@@ -183,15 +185,18 @@ class _Comparing:
         for n in np.flatnonzero((places < 0).any(1)).tolist():
             left, right = pairs[n].tolist()
             if float(self.rows.vectors[left] @ self.rows.vectors[right]) >= self.options.certain:
-                found[n] = Bond(self._by_codes(left, right), None)
+                found[n] = Bond(self.poses[int(told[n])], None)
         return found
 
-    def _by_codes(self, left: int, right: int) -> Pose:
-        """The element with left = g(right), as the pose codes tell it."""
-        codes = self.rows.poses
+    def _by_codes(self, pairs: Ints) -> Ints:
+        """(P,): the elements with left = g(right), as the pose codes tell them."""
+        codes, told = self.rows.poses, np.zeros(len(pairs), np.int64)
         if codes.shape[1] != self.group.order * 8:
-            return Pose()
-        return self.poses[int(best_pose(codes[left], codes[right][None], self.group)[0])]
+            return told
+        for start in range(0, len(pairs), CODES):
+            left, right = (codes[side] for side in pairs[start : start + CODES].T)
+            told[start : start + CODES] = best_poses(left, right, self.group)
+        return told
 
 
 def before_the_crowd(costs: Plane, options: DuplicateOptions) -> float:

@@ -9,34 +9,36 @@ disc inside alone. What they propose is confirmed on pixels like all else.
 from __future__ import annotations
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from pipelines.duplicates.looks import Looks, Plane
-from pipelines.duplicates.sampling import bilinear
+from pipelines.duplicates.sampling import CENTRE, bilinear
 
 RINGS, ORDERS, ANGLES, BATCH = 8, 9, 64, 512
 
-_ANGLE = (2 * np.pi * np.arange(ANGLES) / ANGLES).astype(np.float32)
-_COS, _SIN = np.cos(_ANGLE), np.sin(_ANGLE)
-_SHARE = ((np.arange(RINGS) + 0.5) / RINGS).astype(np.float32)
+_ANGLE = 2 * torch.pi * torch.arange(ANGLES) / ANGLES
+_DIRECTION = torch.stack([torch.cos(_ANGLE), -torch.sin(_ANGLE)], 1)
+_SHARE = (torch.arange(RINGS) + 0.5) / RINGS
 
 
 def ring_spectra(looks: Looks) -> Plane:
     """(M, RINGS * ORDERS) float32 of length 1; 0 for a picture without contrast."""
     found = np.zeros((len(looks.rows), RINGS * ORDERS), np.float32)
+    smooth, reach = torch.from_numpy(looks.smooth), torch.from_numpy(looks.reach)
     for start in range(0, len(found), BATCH):
         part = slice(start, start + BATCH)
-        values = _rings(looks.smooth[part].astype(np.float32), looks.reach[part])
-        values -= np.einsum("r,pra->p", _SHARE, values)[:, None, None] / (ANGLES * _SHARE.sum())
-        power = np.abs(np.fft.rfft(values, axis=2)[:, :, 1 : ORDERS + 1]) * np.sqrt(_SHARE)[:, None]
+        values = _rings(smooth[part].float(), reach[part])
+        values -= (values.mean(2) @ _SHARE / _SHARE.sum())[:, None, None]
+        power = torch.fft.rfft(values).abs()[:, :, 1 : ORDERS + 1] * _SHARE.sqrt()[:, None]
         flat = power.reshape(len(power), -1)
-        length = np.linalg.norm(flat, axis=1, keepdims=True)
-        found[part] = np.where(length > ANGLES, flat / np.maximum(length, 1e-9), 0)
+        length = flat.norm(dim=1, keepdim=True)
+        found[part] = torch.where(length > ANGLES, flat / length.clamp_min(1e-9), 0.0).numpy()
     return found
 
 
-def _rings(pictures: Plane, reach: Plane) -> Plane:
+def _rings(pictures: Tensor, reach: Tensor) -> Tensor:
     """(P, SIDE, SIDE) -> (P, RINGS, ANGLES), bilinear; rings reach to the nearer border."""
-    radius = (0.97 * reach[:, None] * _SHARE)[:, :, None]
-    x, y = (radius * _COS).reshape(len(reach), -1), (-radius * _SIN).reshape(len(reach), -1)
-    found: Plane = bilinear(pictures, x, y).reshape(len(reach), RINGS, ANGLES)
-    return found
+    radius = 0.97 / CENTRE * reach[:, None] * _SHARE
+    places = (radius[:, :, None, None] * _DIRECTION).flatten(1, 2)
+    return bilinear(pictures[:, None], places).reshape(len(reach), RINGS, ANGLES)

@@ -1,26 +1,21 @@
-"""Values between the pixels of looks."""
+"""Values between the pixels of looks.
+
+torch samples four times as fast as numpy can index (9 against 35 ns a value, one thread), and
+without Python's lock, so that batches of pairs run beside each other.
+"""
 
 from __future__ import annotations
 
-import numpy as np
+from torch import Tensor
+from torch.nn.functional import grid_sample
 
-from pipelines.duplicates.looks import SIDE, Plane
+from pipelines.duplicates.looks import SIDE
 
-CENTRE = np.float32((SIDE - 1) / 2)
+CENTRE = (SIDE - 1) / 2
 
 
-def bilinear(pictures: Plane, x: Plane, y: Plane) -> Plane:
-    """Pictures (P, SIDE, SIDE), and how far right of and below the centre (P, n) to look -> (P, n);
-    past the border its own values."""
-    x, y = (x + CENTRE).clip(0, SIDE - 1.001), (y + CENTRE).clip(0, SIDE - 1.001)
-    left, top = x.astype(np.int32), y.astype(np.int32)
-    x -= left.astype(np.float32)
-    y -= top.astype(np.float32)
-    place = top * SIDE + left + (np.arange(len(pictures), dtype=np.int32) * SIDE**2)[:, None]
-    flat = pictures.reshape(-1)
-    upper: Plane = flat[place]
-    lower: Plane = flat[place + SIDE]
-    upper += x * (flat[place + 1] - upper)
-    lower += x * (flat[place + SIDE + 1] - lower)
-    upper += y * (lower - upper)
-    return upper
+def bilinear(planes: Tensor, places: Tensor) -> Tensor:
+    """Pictures (P, C, SIDE, SIDE) float32, and how far right of and below the centre to look, as
+    shares of the way to the border (P, n, 2) -> (P, C, n); past the border its own values."""
+    found = grid_sample(planes, places[:, None], padding_mode="border", align_corners=True)
+    return found[:, :, 0]

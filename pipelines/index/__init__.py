@@ -5,6 +5,7 @@ image_id into a row number, by which everything else is found.
 """
 
 from pipelines.index.build import Asked, Parts, build_index
+from pipelines.index.digests import file_sha256, files_sha256, known_sha256
 from pipelines.index.kinds import EXACT_UP_TO, choose_kind
 from pipelines.index.kmeans import kmeans
 from pipelines.index.neighbours import Neighbours, nearest_others, nearest_vectors
@@ -14,14 +15,12 @@ from pipelines.index.rows import (
     Rows,
     collect,
     collected_columns,
-    file_sha256,
-    files_sha256,
     with_etags,
 )
 from pipelines.index.searching import OrbitIndex
 from pipelines.index.segment import Segment
 from pipelines.index.sidecar import Sidecar
-from pipelines.index.spec import CLUSTERS, TRAINED, IndexSpec
+from pipelines.index.spec import ANSWERS, CLUSTERS, TRAINED, IndexSpec
 from pipelines.index.storing import open_index
 from pipelines.index.update import (
     Change,
@@ -36,6 +35,7 @@ from pipelines.index.update import (
 )
 
 __all__ = [
+    "ANSWERS",
     "CLUSTERS",
     "EXACT_UP_TO",
     "ROWS_SCHEMA",
@@ -64,6 +64,7 @@ __all__ = [
     "fold_index",
     "held_out_rows",
     "kmeans",
+    "known_sha256",
     "measure_recall",
     "nearest_others",
     "nearest_vectors",

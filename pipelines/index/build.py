@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from pipelines.errors import ArtifactError
 from pipelines.index import gpu
+from pipelines.index.answers import Answers
 from pipelines.index.kinds import factors_of
 from pipelines.index.recall import (
     RowNumbers,
@@ -29,7 +30,7 @@ from pipelines.index.recall import (
     is_held_out,
 )
 from pipelines.index.searching import OrbitIndex, use_threads
-from pipelines.index.spec import IndexSpec
+from pipelines.index.spec import ANSWERS, IndexSpec
 
 POINTS_PER_LIST = 64  # training points for each list of an inverted file
 ADD_CHUNK, FIT_SAMPLE = 65_536, 5_000
@@ -71,13 +72,17 @@ class Asked:
         """Without the queries that an index is tuned by: for one that was tuned before."""
         return self if len(self.held_out) < 2 else replace(self, held_out=self.held_out[1::2])
 
-    def truth(self, vectors: Stored, alive: NDArray[np.bool_] | None = None) -> Truth:
-        """The exact answers: first those of the held-out rows, then of the turned copies."""
+    def queries(self, vectors: Stored) -> tuple[Vectors, RowNumbers]:
+        """First the held-out rows, then the turned copies; with each one's own row, or -1."""
         queries, own = np.asarray(vectors[self.held_out]), self.held_out
         if self.turned is not None and len(self.turned):
             queries = np.concatenate([queries, self.turned])
             own = np.concatenate([own, np.full(len(self.turned), -1, np.int64)])
-        return find_truth(vectors, queries, own, alive=alive)
+        return queries, own
+
+    def truth(self, vectors: Stored, alive: NDArray[np.bool_] | None = None) -> Truth:
+        """The exact answers, found by a pass over all embeddings."""
+        return find_truth(vectors, *self.queries(vectors), alive=alive)
 
 
 def build_index(
@@ -91,8 +96,8 @@ def build_index(
 
     Every second held-out row tunes nprobe and factor to the target; the others and the turned
     copies measure the recall that the spec returned carries. An inverted file is written to
-    ``trained`` while it is empty. ``parts`` fills it elsewhere (Ray tasks); what it yields is
-    merged in memory.
+    ``trained`` while it is empty, and its answers beside it. ``parts`` fills it elsewhere (Ray
+    tasks); what it yields is merged in memory.
     """
     use_threads(asked.threads)
     inverted = spec.kind.startswith("IVF")
@@ -111,7 +116,10 @@ def build_index(
         nlist=index.nlist,
         fit=fit_of(index.base, rows, asked.seed),
     )
-    return index, measured(index, rows, spec, asked.truth(rows.vectors), asked)
+    answers = Answers.find(rows.vectors, *asked.queries(rows.vectors))
+    if trained is not None and inverted:
+        answers.of(_measuring(asked, len(answers.queries))).save(trained.with_name(ANSWERS))
+    return index, measured(index, rows, spec, answers.truth(num), asked)
 
 
 def _trained(rows: SortedPopulation, kind: str, seed: int) -> Any:
@@ -172,7 +180,7 @@ def measured(
     With ``most`` it was tuned before: it stays as it is, but for more lists, up to so many, and
     ``truth`` is of ``asked.measuring()`` alone.
     """
-    tuning, measuring = _halves(truth, len(asked.held_out)) if most is None else (truth, truth)
+    tuning, measuring = _halves(truth, asked) if most is None else (truth, truth)
     meter = _Meter(index, rows)
     if index.nlist and most is None:
         _tune(index, meter, tuning, asked.target, factors_of(spec.kind))
@@ -191,17 +199,25 @@ def measured(
     )
 
 
-def _halves(truth: Truth, num_held_out: int) -> tuple[Truth, Truth]:
+def _halves(truth: Truth, asked: Asked) -> tuple[Truth, Truth]:
     """Every second held-out query, and the others with all that are no rows."""
-    places = np.arange(len(truth.queries))
-    tuning = (places % 2 == 0) & (places < num_held_out)
-    if num_held_out < 2:
+    if len(asked.held_out) < 2:
         return truth, truth
+    measuring = _measuring(asked, len(truth.queries))
 
     def chosen(mask: NDArray[np.bool_]) -> Truth:
         return Truth(truth.queries[mask], truth.own[mask], truth.kth[mask], truth.k)
 
-    return chosen(tuning), chosen(~tuning)
+    return chosen(~measuring), chosen(measuring)
+
+
+def _measuring(asked: Asked, num: int) -> NDArray[np.bool_]:
+    """(num,): the queries that tune nothing."""
+    places = np.arange(num)
+    if len(asked.held_out) < 2:
+        return np.ones(num, bool)
+    found: NDArray[np.bool_] = (places % 2 == 1) | (places >= len(asked.held_out))
+    return found
 
 
 class _Meter:

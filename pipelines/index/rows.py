@@ -9,9 +9,7 @@ image (keys of 20 and digests of 64 characters).
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,18 +47,6 @@ ROWS_SCHEMA = pa.schema(
 def collected_columns() -> list[str]:
     """The columns of the embeddings table that ``collect`` reads."""
     return [*COLUMNS, "embedding", "pose_code"]
-
-
-def file_sha256(path: Path) -> str:
-    """sha256 of a local file, 64 hex digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def files_sha256(paths: Sequence[Path]) -> list[str]:
-    """sha256 of local files, in their order; they are read side by side."""
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        return list(pool.map(file_sha256, paths))
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ BASE_FILES = ("index.faiss", "ids.arrow", "vectors.npy", "poses.npy")
 DELTA_FILES = ("delta.faiss", "delta.arrow", "delta-vectors.npy", "delta-poses.npy")
 TRAINED = "trained.faiss"
 """The centroids of the base without a vector; an exact index has none."""
+ANSWERS = "answers.npz"
+"""The exact answers in the base that recall is measured by; an exact index has none."""
 TOMBSTONES = "tombstones.npy"
 CLUSTERS = "clusters.npy"
 """int32, the cluster of each row of the base and then of the delta; where it is missing, the
@@ -67,7 +69,7 @@ class IndexSpec:
     @property
     def base_files(self) -> tuple[str, ...]:
         """The files that a later publication may name again."""
-        return (*BASE_FILES, TRAINED) if self.nlist else BASE_FILES
+        return (*BASE_FILES, TRAINED, ANSWERS) if self.nlist else BASE_FILES
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON holds it."""

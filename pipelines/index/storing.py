@@ -9,7 +9,7 @@ from typing import Any
 import faiss
 
 from pipelines.errors import ArtifactError
-from pipelines.index.rows import file_sha256
+from pipelines.index.digests import known_sha256
 from pipelines.index.searching import OrbitIndex
 from pipelines.index.sidecar import Sidecar
 from pipelines.index.spec import IndexSpec
@@ -50,7 +50,7 @@ def read_index(
 ) -> Any:
     """One FAISS index of ``num`` vectors; see ``open_index``. Without a digest for a file that was
     checked just now."""
-    found = sha256 if sha256 is None else file_sha256(path)
+    found = sha256 if sha256 is None else known_sha256(path)
     if found is not None and found != sha256:
         raise ArtifactError(
             f"{path.name} has sha256 {found[:12]}, {str(sha256)[:12]} was published; "

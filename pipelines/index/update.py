@@ -18,13 +18,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipelines.index.answers import Answers, truth_after
 from pipelines.index.build import ADD_CHUNK, Asked, fit_of, measured
 from pipelines.index.kinds import choose_kind
+from pipelines.index.recall import Truth
 from pipelines.index.rows import Rows, plain, write_array, write_table
 from pipelines.index.searching import OrbitIndex
 from pipelines.index.segment import Segment, Stacked
 from pipelines.index.sidecar import Sidecar
-from pipelines.index.spec import TOMBSTONES, TRAINED, IndexSpec
+from pipelines.index.spec import ANSWERS, TOMBSTONES, TRAINED, IndexSpec
 from pipelines.index.storing import read_index
 
 Numbers = NDArray[np.int64]
@@ -53,6 +55,15 @@ class Previous:
     def base(self, mapped: bool = True) -> Any:
         """The base of the index; one that is not mapped may be changed."""
         return read_index(self.folder / "index.faiss", None, self.spec, self.spec.base_num, mapped)
+
+    @property
+    def has_answers(self) -> bool:
+        """Whether it keeps the exact answers of its base; an earlier Orbit's did not."""
+        return ANSWERS in self.digests
+
+    def answers(self) -> Answers:
+        """The exact answers of its base."""
+        return Answers.load(self.folder / ANSWERS)
 
     def trained(self) -> Any:
         """The same centroids without a vector."""
@@ -197,15 +208,21 @@ def update_index(
         previous.base(), before.nprobe, before.factor, rows, delta, rows.base.ids[rows.dead]
     )
     spec = _carried_over(spec, before, rows)
-    return _judged(index, rows, asked, spec, before)
+    truth = truth_after(previous.answers(), rows, asked.seed) if previous.has_answers else None
+    return _judged(index, rows, asked, spec, before, truth)
 
 
 def fold_index(
-    previous: Previous, rows: Sidecar, folded: Rows, asked: Asked, spec: IndexSpec
+    previous: Previous,
+    rows: Sidecar,
+    folded: Rows,
+    asked: Asked,
+    spec: IndexSpec,
+    answers: Path | None = None,
 ) -> tuple[OrbitIndex, IndexSpec, str | None]:
     """One base of base, delta and tombstones, with the same centroids; as ``update_index``.
 
-    ``folded`` are ``rows`` gathered into one segment.
+    ``folded`` are ``rows`` gathered into one segment; its exact answers are written to ``answers``.
     """
     base, before = previous.base(mapped=False), previous.spec
     if len(rows.dead):
@@ -213,7 +230,11 @@ def fold_index(
     base.merge_from(_with_rows(previous.trained(), rows.delta), 0)
     index = OrbitIndex(base, before.nprobe, before.factor, folded)
     whole = Sidecar(Segment.of(folded))
-    return _judged(index, whole, asked, _carried_over(spec, before, whole), before)
+    found = Answers.find(folded.vectors, *asked.measuring().queries(folded.vectors))
+    if answers is not None:
+        found.save(answers)
+    truth = found.truth(len(folded))
+    return _judged(index, whole, asked, _carried_over(spec, before, whole), before, truth)
 
 
 def _with_rows(index: Any, segment: Segment | None) -> Any:
@@ -243,16 +264,21 @@ def _carried_over(spec: IndexSpec, before: IndexSpec, rows: Sidecar) -> IndexSpe
 
 
 def _judged(
-    index: OrbitIndex, rows: Sidecar, asked: Asked, spec: IndexSpec, before: IndexSpec
+    index: OrbitIndex,
+    rows: Sidecar,
+    asked: Asked,
+    spec: IndexSpec,
+    before: IndexSpec,
+    truth: Truth | None,
 ) -> tuple[OrbitIndex, IndexSpec, str | None]:
     """Whether the centroids still fit, and whether recall still holds with up to twice the lists
-    that were probed before."""
+    that were probed before; without a ``truth`` it is found by a pass over all embeddings."""
     alive = rows.alive()
     fit = fit_of(index.base, rows, asked.seed, np.flatnonzero(alive))
     if before.fit and fit > DRIFTED * before.fit:
         why = f"1 - score with the centroids is {fit:.4f} on average, {before.fit:.4f} in training"
         return index, spec, why
-    truth = asked.measuring().truth(rows.vectors, alive)
+    truth = truth or asked.measuring().truth(rows.vectors, alive)
     most = min(index.nlist, MORE_PROBES * before.nprobe)
     spec = measured(index, rows, spec, truth, asked, most)
     recall = float(spec.recall["recall"])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,17 @@ from pipelines.telemetry import worker_log
 @dataclass(frozen=True)
 class Ready:
     """A worker's word that its model is loaded."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of the shards of one call, in their order, in so many seconds.
+
+    They end with the first one that failed; the call's other shards were not begun.
+    """
+
+    results: tuple[Receipt | Failure, ...]
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -60,7 +73,15 @@ class ShardWorker:
             return failure_of(error)
         return Ready()
 
-    def embed(self, work: ShardWork) -> Receipt | Failure:
+    def embed(self, works: Sequence[ShardWork]) -> Answer:
+        began, results = time.monotonic(), list[Receipt | Failure]()
+        for work in works:
+            results.append(self._embed(work))
+            if isinstance(results[-1], Failure):
+                break
+        return Answer(tuple(results), time.monotonic() - began)
+
+    def _embed(self, work: ShardWork) -> Receipt | Failure:
         if self._embedder is None:
             return Failure("retry", "the worker has no model loaded")
         result: Receipt | Failure
@@ -90,7 +111,7 @@ class ShardWorker:
 
 
 def start_actor(layout: Layout) -> Any:
-    """A new actor with its share of the machine; two shards at once, and a line for questions."""
+    """A new actor with its share of the machine; two calls at once, and a line for questions."""
     kind = ray.remote(
         num_cpus=layout.cpus_per_worker,
         num_gpus=layout.gpus_per_worker,

@@ -1,7 +1,8 @@
 """The driver's side of the pool: start, hand out, collect, end the stuck, replace the dead.
 
-Descriptors go in, receipts come out; pixels never leave an actor. Each actor has one shard in
-work and one that it fetches ahead. What a failure means is decided in ``dispatch.py``.
+Descriptors go in, receipts come out; pixels never leave an actor. Each actor has one call in work
+and one with which it fetches ahead; a call carries one shard, or several small ones. What a failure
+means is decided in ``dispatch.py``.
 """
 
 from __future__ import annotations
@@ -9,20 +10,20 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 from ray.exceptions import RayError
 
 from pipelines.dispatch import Dispatch
 from pipelines.efficiency import Rates, mean
-from pipelines.embed import ShardWork, WorkerSettings
+from pipelines.embed import ShardWork
 from pipelines.errors import RayError as OrbitRayError
 from pipelines.failures import Failure
-from pipelines.layout import Layout
-from pipelines.pool.actor import Ready
+from pipelines.pool.actor import Answer, Ready
+from pipelines.pool.bundles import Pace, after_death, after_standstill
 from pipelines.pool.growth import node_is_lost
+from pipelines.pool.settings import PoolSettings
 from pipelines.pool.slots import Slot, answered
 from pipelines.table import Receipt
 
@@ -37,30 +38,12 @@ LONGEST_RESTART_S = 5.0
 _LOGGER = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class PoolSettings:
-    """``deadline_s``: seconds without any progress after which a worker counts as stuck.
-
-    ``workers`` tells how many actors there may be now, ``leaving`` on which nodes nothing new is to
-    begin, where that changes (``growth.py``). ``expect`` is told all receipts of one look before
-    they are handed on one by one.
-    """
-
-    layout: Layout
-    worker: WorkerSettings
-    deadline_s: float = 300.0
-    run: str = "run"
-    workers: Callable[[], int] | None = None
-    leaving: Callable[[], Collection[str]] = tuple
-    expect: Callable[[Sequence[Receipt]], None] = lambda receipts: None
-
-
 class Pool:
     """Actors of one run. ``run`` works a ``Dispatch`` off; a context manager that ends the actors.
 
     ``on_receipt`` is called with each receipt and says whether it is believed; ``on_tick``
     several times a second. Both run between events, so a commit in them delays no actor: each has
-    a second shard at hand. ``stop`` is asked all the time and ends the run when true.
+    a second call at hand. ``stop`` is asked all the time and ends the run when true.
     """
 
     def __init__(
@@ -74,6 +57,7 @@ class Pool:
         self._stop = stop
         self._slots: list[Slot] = []
         self._numbers = itertools.count()
+        self._pace = Pace()
         self._deaths_in_a_row = 0
         self._loading_deaths = 0
         self._next_start = 0.0
@@ -144,7 +128,7 @@ class Pool:
     # -- handing out --------------------------------------------------------------------------
 
     def _hand_out(self, dispatch: Dispatch, now: float) -> None:
-        """One shard for each idle worker, then one ahead while there is enough for everybody.
+        """One call for each idle worker, then one ahead while there is enough for everybody.
 
         A shard in quarantine has its worker for itself.
         """
@@ -155,12 +139,13 @@ class Pool:
             for slot in ready:
                 if len(slot.works) > ahead or (ahead and dispatch.pending < len(self._slots)):
                     continue
-                if any(work.quarantine for work in slot.works.values()):
+                if any(work.quarantine for works in slot.works.values() for work in works):
                     continue
-                work = dispatch.next(now, beside=bool(slot.works))
-                if work is None:
+                most = self._pace.shards(dispatch.pending, len(ready))
+                works = dispatch.bundle(now, most, beside=bool(slot.works))
+                if not works:
                     break
-                self._give(slot, work, now)
+                self._give(slot, works, now)
 
     def _gathered(self, num_ready: int, now: float) -> bool:
         if self.first_handed_out is not None or num_ready == len(self._slots):
@@ -169,14 +154,14 @@ class Pool:
             self._first_ready = now
         return now - self._first_ready > GATHER_S
 
-    def _give(self, slot: Slot, work: ShardWork, now: float) -> None:
+    def _give(self, slot: Slot, works: tuple[ShardWork, ...], now: float) -> None:
         if not slot.works:
             slot.changed_at = now
-        if work.quarantine:
-            _LOGGER.info("%s goes to quarantine %d", work.shard.source, work.quarantine)
+        if works[0].quarantine:
+            _LOGGER.info("%s goes to quarantine %d", works[0].shard.source, works[0].quarantine)
         if self.first_handed_out is None:
             self.first_handed_out = now
-        slot.works[slot.actor.embed.remote(work)] = work
+        slot.works[slot.actor.embed.remote(works)] = works
 
     def _share_threads(self, dispatch: Dispatch) -> None:
         """At the end of a run the busy workers get the CPUs of the idle ones on their machine."""
@@ -204,7 +189,9 @@ class Pool:
             time.sleep(POLL_S)
             return None
         answers = answered(list(waiting), POLL_S)
-        self._settings.expect([a for a in answers.values() if isinstance(a, Receipt)])
+        of_calls = [a.results for a in answers.values() if isinstance(a, Answer)]
+        receipts = [r for results in of_calls for r in results if isinstance(r, Receipt)]
+        self._settings.expect(receipts)
         for ref, answer in answers.items():
             slot = waiting[ref]
             if slot not in self._slots:
@@ -218,7 +205,7 @@ class Pool:
         return None
 
     def _take(
-        self, slot: Slot, ref: Any, result: Receipt | Failure | Ready, dispatch: Dispatch
+        self, slot: Slot, ref: Any, result: Answer | Failure | Ready, dispatch: Dispatch
     ) -> Failure | None:
         now = time.monotonic()
         slot.changed_at = now
@@ -226,10 +213,24 @@ class Pool:
             slot.ready, slot.loading = result, None
             self._loading_deaths = 0
             _LOGGER.info("%s is ready after %.2f s", slot.name, now - slot.started_at)
-            return None
-        if ref is slot.loading or ref == slot.loading:
-            return result if isinstance(result, Failure) else None
-        source = slot.works.pop(ref).shard.source
+        elif isinstance(result, Failure):
+            return result
+        elif ref in slot.works:
+            works = slot.works.pop(ref)
+            self._pace.note(len(result.results), result.seconds)
+            for work in works[len(result.results) :][::-1]:
+                dispatch.give_back(work.shard.source)
+            settled = [
+                self._settle(work.shard.source, of_it, dispatch, now)
+                for work, of_it in zip(works, result.results, strict=False)
+            ]
+            return next((fatal for fatal in settled if fatal is not None), None)
+        return None
+
+    def _settle(
+        self, source: str, result: Receipt | Failure, dispatch: Dispatch, now: float
+    ) -> Failure | None:
+        """What became of one shard; a Failure when it ends the run."""
         if isinstance(result, Receipt):
             self._deaths_in_a_row = 0
             if self._on_receipt(result):
@@ -259,11 +260,7 @@ class Pool:
         age, loading = now - slot.started_at, "" if slot.ready else ", while loading"
         said = why.splitlines()[0] if why else ""
         _LOGGER.info("%s died after %.2f s%s: %s", slot.name, age, loading, said)
-        for work in list(slot.works.values())[::-1]:
-            if lost:
-                dispatch.give_back(work.shard.source)
-            else:
-                dispatch.die(work.shard.source, now)
+        after_death(list(slot.works.values()), dispatch, now, lost)
         self._remove(slot, now)
         if not lost:
             self._count_loading_death(slot)
@@ -289,12 +286,7 @@ class Pool:
                 self._end_stuck(slot, dispatch, now, f"no progress for {allowed:.0f} s")
 
     def _end_stuck(self, slot: Slot, dispatch: Dispatch, now: float, reason: str) -> None:
-        """The older shard is held to be the cause; the one fetched ahead goes back unharmed."""
-        sources = [work.shard.source for work in slot.works.values()]
-        for source in sources[1:]:
-            dispatch.give_back(source)
-        for source in sources[:1]:
-            dispatch.fail(source, reason, now)
+        after_standstill(list(slot.works.values()), dispatch, now, reason)
         _LOGGER.info("%s: %s", slot.name, reason)
         self._remove(slot, now)
         slot.end_process()

@@ -22,7 +22,8 @@ _LOGGER = logging.getLogger(__name__)
 
 @dataclass
 class Slot:
-    """``there`` once its process runs, ``ready`` once its model is loaded, ``works`` what it has.
+    """``there`` once its process runs, ``ready`` once its model is loaded, ``works`` the
+    shards it has, by call.
 
     ``changed_at`` is when anything was last heard of it (time.monotonic). ``leaving`` once its node
     is drained: it gets no more shards.
@@ -37,7 +38,7 @@ class Slot:
     threads: int
     there: Whereabouts | None = None
     ready: Ready | None = None
-    works: dict[Any, ShardWork] = field(default_factory=dict)
+    works: dict[Any, tuple[ShardWork, ...]] = field(default_factory=dict)
     seen: int = -1
     asked: Any | None = None
     leaving: bool = False

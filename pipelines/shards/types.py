@@ -39,7 +39,7 @@ class Item:
     size: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Shard:
     """``source`` relative to INPUT; ``etag`` its content identity; ``size`` in bytes.
 

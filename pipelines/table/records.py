@@ -86,7 +86,7 @@ class TableIdentity:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Receipt:
     """A worker's word that one shard's Parquet file lies in the store.
 
@@ -115,7 +115,7 @@ class Receipt:
     md5: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class KnownFile:
     """One shard version in the table, as the log alone tells it."""
 

@@ -1,7 +1,8 @@
 """The index on a million free-angle views: against exact search, autofaiss, and a rebuild.
 
 `ORBIT_DATA=/data make bench` (the folder with fashion-mnist/*.gz); ORBIT_BENCH_NUM=100000 tries it
-small. autofaiss needs an older numpy than Orbit, so it gets an environment of its own under build/.
+small, ORBIT_BENCH_MADE=1 takes made embeddings. autofaiss needs an older numpy than Orbit, so it
+gets an environment of its own under build/.
 """
 
 import hashlib
@@ -46,9 +47,10 @@ from pipelines.index import (
 from pipelines.index.recall import Truth, find_truth
 from pipelines.table import SCHEMA
 from tests.bench.results import BUILD, keep, number_of
-from tests.bench.views import views
+from tests.bench.views import made, views
 
 NUM = number_of("ORBIT_BENCH_NUM", 1_000_000)
+MADE = bool(number_of("ORBIT_BENCH_MADE", 0))
 SHARD = max(1, NUM // 200)
 NUM_QUERIES, SPEEDUP, UPDATE_SHARE = 1_000, 20.0, 0.10
 AUTOFAISS = "2.18.0"
@@ -100,8 +102,9 @@ def built() -> Built:
 
 def made_once(num_views: int) -> Built:
     """The index, kept under build/ as long as the code of the index is what made it."""
-    vectors, num = views(num_views), num_views - num_views // 100
-    folder = BUILD / f"index-{num_views}-{code_of_index()}"
+    vectors = made(num_views) if MADE else views(num_views)
+    num = num_views - num_views // 100
+    folder = BUILD / f"index-{num_views}-{'made-' * MADE}{code_of_index()}"
     if not (folder / "index.json").exists():
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -176,7 +179,7 @@ def test_against_exact_search(built: Built) -> None:
     keep(
         "Index against exact search",
         {
-            "embeddings": len(built.rows),
+            "embeddings": f"{len(built.rows):,} {'made' if MADE else 'views of clothes'}",
             "kind": f"{built.spec.kind}, nprobe {built.spec.nprobe}, factor {built.spec.factor}",
             "recall@10, held-out queries": recall,
             "exact search, ms a query in a batch": 1e3 * exact_s,
@@ -242,7 +245,7 @@ def test_a_change_of_one_percent_against_a_rebuild(
     keep(
         "A nightly change of 1%",
         {
-            "embeddings": num,
+            "embeddings": f"{num:,} {'made' if MADE else 'views of clothes'}",
             "added and removed": f"{len(change.added):,} and {len(change.gone):,}",
             "update with digests and recall, s": update_s,
             **{f"of it: {name}, s": seconds for name, seconds in stages.items()},
@@ -351,7 +354,7 @@ def at_recall(built: Built, index: Any, recall: float) -> tuple[float, float, st
 
 
 if __name__ == "__main__":  # what takes long and is not timed: made beforehand
-    made = made_once(NUM)
-    print(json.dumps({"kind": made.spec.kind, "autofaiss": [limit_of(made, n) for n in (0, 1)]}))
+    once = made_once(NUM)
+    print(json.dumps({"kind": once.spec.kind, "autofaiss": [limit_of(once, n) for n in (0, 1)]}))
     for number in (0, 1):
-        autofaiss(made, limit_of(made, number))
+        autofaiss(once, limit_of(once, number))

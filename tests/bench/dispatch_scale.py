@@ -2,9 +2,10 @@
 
     python tests/bench/dispatch_scale.py [NUM_SHARDS] [NUM_WORKERS]
 
-Everything of `orbit embed` is real but the embedding: workers are Ray actors that write a small
-file for each shard and vouch for it. Prints one JSON object: shards per second between the first
-shard handed out and the last receipt, commits included; the driver's CPU seconds and peak memory.
+Everything of `orbit embed` is real but the embedding: workers are its Ray actors with their meters,
+which write a small file for each shard and vouch for it. Prints one JSON object: shards per second
+between the first shard handed out and the last receipt, commits included; the driver's CPU seconds
+and peak memory.
 """
 
 from __future__ import annotations
@@ -29,24 +30,34 @@ def stub(actor: Any) -> type:
 
     digest = hashlib.sha256(b"stub").hexdigest()
 
-    class Stub(actor.ShardWorker):  # type: ignore[misc]
-        def load(self, settings: Any, name: str) -> Any:
-            self._name = name
+    class StubEmbedder:
+        def __init__(self, settings: Any, name: str) -> None:
+            self._name, self.threads, self.progress = name, 1, 0
             self._folder = Path(settings.store_url, "embeddings", settings.model_id, "stub")
             self._folder.mkdir(exist_ok=True)
-            return actor.Ready()
 
         def embed(self, work: Any) -> Any:
-            shard = work.shard
+            shard, began = work.shard, time.monotonic()
             name = f"{work.run}-{work.attempt}-{shard.source}.parquet"
             (self._folder / name).write_bytes(b"stub")
+            self.progress += 1
+            took = time.monotonic() - began
             return Receipt(
                 source=shard.source, etag=shard.etag, path=f"stub/{name}", size=4, sha256=digest,
                 num_rows=100, num_embedded=100, num_rejected=0, num_encoded=100, damaged=False,
                 stats=file_statistics(shard.source, shard.etag, 100, 100, 0, False),
                 worker=self._name, pid=1, in_bytes=shard.size,
-                seconds={"fetch": 0.1, "decode": 0.1, "encode": 0.1, "write": 0.1, "upload": 0.1},
+                seconds={"fetch": 0.0, "decode": 0.0, "encode": 0.0, "write": took, "upload": 0.0},
             )  # fmt: skip
+
+        def calibrate(self) -> None:
+            return None
+
+    class Stub(actor.ShardWorker):  # type: ignore[misc]
+        def load(self, settings: Any, name: str) -> Any:
+            self._embedder = StubEmbedder(settings, name)
+            self._meters = actor.Meters(settings.model_id)
+            return actor.Ready()
 
     return Stub
 

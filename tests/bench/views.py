@@ -50,3 +50,23 @@ def views(num: int) -> NDArray[np.float32]:
         part.rename(path)
     found: NDArray[Any] = np.load(path, mmap_mode="r")
     return found
+
+
+def made(num: int, dim: int = 128, around: int = 2_000) -> NDArray[np.float32]:
+    """(num, dim) float32, mapped: made embeddings, directions and noise about them."""
+    path = BUILD / f"made-{num}.npy"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        chance, part = np.random.default_rng(0), path.with_suffix(".part.npy")
+        centres = chance.normal(size=(around, dim)).astype(np.float32)
+        vectors = np.lib.format.open_memmap(part, "w+", np.float32, (num, dim))
+        for start in range(0, num, 10_000):
+            piece = centres[chance.integers(0, around, min(10_000, num - start))]
+            piece += 0.6 * chance.normal(size=piece.shape).astype(np.float32)
+            vectors[start : start + len(piece)] = piece / np.linalg.norm(
+                piece, axis=1, keepdims=True
+            )
+        vectors.flush()
+        part.rename(path)
+    found: NDArray[Any] = np.load(path, mmap_mode="r")
+    return found

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from eqmodel.actions import best_pose, turn
+from eqmodel.actions import best_pose, best_poses, turn
 from eqmodel.errors import GroupError
 from eqmodel.groups import FiniteGroup, check_axioms, group
 
@@ -69,3 +69,6 @@ def test_best_pose_gives_the_element_that_turns_the_hit_onto_the_query(name: str
     for t in range(g.order):
         query = hit[g.left[t]]  # query = t(hit)
         assert best_pose(query.ravel(), hit.ravel()[None], g).tolist() == [t]
+    queries = np.stack([hit[g.left[t]].ravel() for t in range(g.order)])
+    hits = np.repeat(hit.ravel()[None], g.order, 0)
+    assert best_poses(queries, hits, g).tolist() == list(range(g.order))

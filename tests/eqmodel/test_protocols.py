@@ -121,7 +121,8 @@ def test_every_published_row_has_its_recipe() -> None:
         assert config is not None
         assert config.consistency == 0.0
         assert config.max_minutes is None  # a row is the same on a busy machine
-        assert config.images_seen == (60_000 if config.group == "d12" else 120_000)
+        assert config.images_seen is not None
+        assert config.images_seen <= (60_000 if config.group == "d12" else 200_000)
     for protocol in PROTOCOLS.values():
         config = recipe_of("recommended").config_for(protocol, 5)
         assert config is not None
@@ -193,8 +194,12 @@ def test_the_same_result_is_not_made_twice(source: Source, trained: tuple[Path, 
     assert again == result
     assert said == ["read from an earlier run"]
     checkpoints = sorted((out / "checkpoints").iterdir())
-    other = run(job(out, protocol=protocol_of("o2-fashion")), source, quiet)
-    assert other.model_id == result.model_id
+    alike = job(out, protocol=protocol_of("o2-fashion"))
+    said.clear()
+    other = run(alike, source, lambda stage, done, total, note: said.append(note))
+    assert said == ["read from an earlier run"]  # of the protocol that draws the same images
+    assert other == replace(result, protocol="o2-fashion")
+    assert alike.path.is_file()
     assert sorted((out / "checkpoints").iterdir()) == checkpoints
     assert run(job(out, config=replace(TINY, seed=1)), source, quiet).model_id != result.model_id
 

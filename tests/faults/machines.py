@@ -18,9 +18,7 @@ from pipelines.child import die_with_parent
 
 LOADING_S = 4.0
 """Eight deaths in a row while loading end a run: it is not for that that workers are killed."""
-READY = re.compile(r"^([0-9.]+) worker-(\d+) is ready after ([0-9.]+) s$", re.M)
-IN_VAIN = re.compile(r"worker-\d+ died after ([0-9.]+) s, while loading")
-
+EVENT = re.compile(r"^([0-9.]+) worker-\d+ (is ready|died) after [0-9.]+ s(, while loading)?", re.M)
 DRIVER = """
 import json, logging, sys, torch
 from pipelines.batch import embed_input
@@ -82,13 +80,29 @@ class Driver:
         """Its summary."""
         return json.loads(next(line for line in self.told.splitlines() if line.startswith("{")))
 
-    def ready_times(self) -> list[tuple[float, int, float]]:
-        """(time, worker's number, seconds since it was asked for) of every worker."""
-        return [(float(at), int(n), float(s)) for at, n, s in READY.findall(self.told)]
+    def lost(self, workers: int = 2) -> tuple[float, float]:
+        """Seconds until its workers began, and after that seconds of the run lost because a worker
+        was missing: while one of two is dead or starts, half of the time is.
 
-    def in_vain(self) -> float:
-        """Seconds of workers that died before they were ready."""
-        return sum(map(float, IN_VAIN.findall(self.told)))
+        A worker that nothing replaced any more (the end was near, or the driver died) is not in it.
+        """
+        from pipelines.pool.driver import GATHER_S  # a driver waits so long for its second worker
+
+        events = [
+            (float(at), what == "is ready", bool(loading))
+            for at, what, loading in EVENT.findall(self.told)
+        ]
+        ready = sorted(at for at, comes, _ in events if comes)
+        if not ready:
+            return 0.0, 0.0
+        begun = min([ready[0] + GATHER_S, *ready[1:]])
+        there, lost, before = 0, 0.0, begun
+        for at, comes, loading in sorted(events):
+            if begun < at <= ready[-1]:
+                lost += (1 - there / workers) * (at - before)
+                before = at
+            there += comes - (not comes and not loading)
+        return begun - self.started, lost
 
     def kill(self) -> None:
         self.process.kill()

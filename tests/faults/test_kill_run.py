@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 
 from pipelines.batch import silent
-from pipelines.pool.driver import GATHER_S
 from pipelines.storage import Folder
 from pipelines.verify import VerifyOptions, verify
 
@@ -146,18 +145,9 @@ class Killer:
             self.chance.choice(workers).kill()
 
     def restarts(self) -> tuple[float, float]:
-        """Seconds that workers, and that drivers, took until they could work again; with those of
-        workers that were killed before."""
-        workers = drivers = 0.0
-        for place, driver in enumerate(self.drivers):
-            ready = driver.ready_times()
-            workers += sum(seconds for _, number, seconds in ready if number >= 2)
-            workers += driver.in_vain()
-            if place and ready:  # it waits for its second worker, though not for long
-                first, *others = sorted(at for at, _, _ in ready)
-                begun = min([first + GATHER_S, *others])
-                drivers += begun - driver.started
-        return workers, drivers
+        """Seconds of the run that were lost to restarts of workers, and of drivers."""
+        lost = [driver.lost() for driver in self.drivers]
+        return sum(workers for _, workers in lost), sum(begun for begun, _ in lost[1:])
 
 
 def rows_of(store: Path) -> dict[tuple[str, str], dict[str, Any]]:
@@ -216,7 +206,6 @@ def test_kills(
         "worker_restarts_s": round(workers, 1),
         "driver_restarts_s": round(drivers, 1),
         "allowed_s": round(1.25 * undisturbed + workers + drivers, 1),
-        "allowed_with_restarts_in_parallel_s": round(1.25 * undisturbed + workers / 2 + drivers, 1),
         "quarantines": sum(one.told.count(" goes to quarantine ") for one in killer.drivers),
         "shards_encoded": encoded,
         "shards_encoded_at_most": sizes.shards + IN_FLIGHT * lost,

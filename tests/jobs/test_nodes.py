@@ -17,13 +17,13 @@ from tests.clusters import RayCluster
 
 pytestmark = [pytest.mark.cluster_slow, pytest.mark.timeout(900)]
 ORBIT = Path(sys.executable).with_name("orbit")
-NUM_SHARDS = 24
+NUM_SHARDS = 100
 GROWING = ("--workers", "1:2", "--deadline", "120")
 
 
 @pytest.fixture(scope="module")
 def bucket(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards enough to be at work while nodes come and go."""
+    """Shards enough to be at work while nodes come and go: 40,000 images."""
     place = tmp_path_factory.mktemp("nodes")
     for number in range(NUM_SHARDS):
         content = (FOLDER / f"clothes-{number % 5}.tar").read_bytes()
@@ -125,14 +125,14 @@ def test_a_node_that_comes_is_used_and_one_that_goes_costs_nothing(
 def test_a_node_that_is_drained_finishes_what_it_has(
     cluster: RayCluster, bucket: Path, truth: Path, tmp_path: Path
 ) -> None:
-    node = cluster.add_node(1)
+    cluster.add_node(1)
     job = Followed(start(cluster, bucket, tmp_path / "store", *GROWING))
     job.until_used_by(2, cluster)
     (node_id,) = cluster.workers()
     cluster.drain(node_id, seconds=300)
     while not job.told("leaves: its node is drained"):
         job.until(job.lines[-1]["done"])
-    node.wait(300)  # with nothing in work it goes by itself
+    cluster.until_gone(node_id, 120)  # with nothing in work it goes, long before its time is up
     assert job.result()["num_added"] == NUM_SHARDS * 400
     assert not job.told(" died: ")
     assert_equal(truth, tmp_path / "store")

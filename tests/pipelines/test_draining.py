@@ -22,9 +22,9 @@ class Actor:
         self.given: list[Any] = []
         self.embed = self
 
-    def remote(self, work: Any) -> Any:
-        self.given.append(work)
-        return f"ref {work.shard.source}"
+    def remote(self, works: Any) -> Any:
+        self.given.extend(works)
+        return f"ref {works[0].shard.source}"
 
 
 @pytest.fixture

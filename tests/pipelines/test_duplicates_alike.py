@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import gaussian_filter
@@ -9,7 +10,7 @@ from scipy.ndimage import gaussian_filter
 from eqmodel.groups import group
 from pipelines.duplicates.agreeing import Agreeing, Fits
 from pipelines.duplicates.finding import DuplicateOptions, before_the_crowd
-from pipelines.duplicates.looks import SIDE, Looks, look_of
+from pipelines.duplicates.looks import SIDE, Looks
 from pipelines.duplicates.polar import STEP, correlations
 from pipelines.duplicates.rings import ring_spectra
 from pipelines.duplicates.stars import Bond, Bonds, inverse, stars
@@ -37,7 +38,7 @@ def looks(*pictures: Pixels) -> Looks:
 
 
 def fits(left: Pixels, right: Pixels) -> Fits:
-    return Agreeing(looks(left, right), D12).fits(np.array([[0, 1]]), [Pose()])
+    return Agreeing(looks(left, right), D12).fits(np.array([[0, 1]]), np.zeros(1, np.int64))
 
 
 def turned(pixels: Pixels, angle: float, mirror: bool, fill: int = 0) -> Pixels:
@@ -101,9 +102,8 @@ def test_another_colour_or_another_grey_is_another_picture() -> None:
 
 def test_all_angles_are_compared_at_once() -> None:
     original = texture(6, 80, 80)
-    pictures = [look_of(Image.fromarray(turned(original, a, m)))[0] for a, m in ((0, 0), (45, 1))]
-    left, right = (one[None].astype(np.float32) for one in pictures)
-    found = correlations(right, left, np.array([SIDE / 2], np.float32))[0]
+    left, right = torch.from_numpy(looks(original, turned(original, 45, True)).smooth).float()
+    found = correlations(right[None], left[None], torch.tensor([SIDE / 2]))[0].numpy()
     mirror, place = np.unravel_index(found.argmax(), found.shape)
     assert (mirror, place * STEP) == (1, 45)
     assert found.max() > 0.97

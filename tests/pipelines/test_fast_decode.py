@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from pipelines.decode import _decode, decode
-from pipelines.fast_decode import decode_plain, decode_reduced
+from pipelines.fast_decode import decode_plain, decode_reduced, decode_webp
+from pipelines.pictures import open_picture, open_pixels
 from pipelines.thumbnails import _shrunk, encode_thumbnail, stored_webp
 from pipelines.tiff import Caps
 
@@ -145,3 +146,36 @@ def test_every_grey_value_is_stored_as_it_is() -> None:
     pixels = np.arange(256, dtype=np.uint8).reshape(16, 16)
     with Image.open(io.BytesIO(stored_webp(pixels))) as image:
         assert np.array_equal(np.asarray(image)[..., 0], pixels)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize("options", [{"quality": 60}, {"lossless": True}])
+def test_still_and_opaque_webp_is_decoded_as_by_pillow(
+    mode: str, size: tuple[int, int], options: dict[str, Any]
+) -> None:
+    data = encoded(picture(mode, size), "WEBP", **options)
+    slow, fast = open_picture(data), decode_webp(data, 256)
+    assert slow is not None
+    assert np.array_equal(fast, np.asarray(slow))
+    assert decode_webp(data, max(size) - 1) is None
+    for cut in range(0, len(data), max(1, len(data) // 40)):
+        assert decode_webp(data[:cut], 256) is None
+
+
+def test_other_thumbnails_are_left_to_pillow() -> None:
+    alpha = encoded(picture("RGBA", (31, 40)), "WEBP", lossless=True)
+    stored = stored_webp(np.asarray(picture("L", (28, 28))))
+    png = encoded(picture("RGB", (31, 40)), "PNG")
+    assert decode_webp(alpha, 256) is None
+    assert decode_webp(png, 256) is None
+    assert decode_webp(stored, 256) is not None
+    colour = picture("RGB", (31, 40))
+    jpegs = [encoded(colour.convert(mode), "JPEG") for mode in ("L", "RGB", "CMYK")]
+    long = encoded(picture("RGB", (300, 2)), "JPEG")
+    assert open_pixels(long) is open_picture(long) is None
+    for data in (alpha, png, stored, *jpegs):
+        picture_ = open_picture(data)
+        assert np.array_equal(open_pixels(data), np.asarray(picture_))
+    assert open_pixels(None) is None
+    assert open_pixels(b"RIFF no picture at all WEBPVP8L") is None

@@ -103,7 +103,7 @@ def test_the_second_night_names_the_base_of_the_first(nights: Nights) -> None:
     assert (index["base_num"], index["num_dead"], index["delta_num"]) == (120, 2, 2)
     assert index["why"] == "2 rows added, 2 removed"
     found = owners(second)
-    base = {"index.faiss", "trained.faiss", "ids.arrow", "vectors.npy", "poses.npy"}
+    base = {"index.faiss", "trained.faiss", "answers.npz", "ids.arrow", "vectors.npy", "poses.npy"}
     assert {name for name, owner in found.items() if owner == first.id} == base
     assert {"delta.faiss", "delta.arrow", "tombstones.npy", "clusters.npy"} < found.keys()
     digests = {file.path: file.sha256 for file in first.files}
