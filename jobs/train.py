@@ -53,6 +53,10 @@ class TrainFlags:
     reconstruction: Annotated[
         float, typer.Option(min=0.0, help="weight of: the image can be drawn from its code")
     ] = 0.25
+    power: Annotated[
+        float,
+        typer.Option(help="of the projection: 1 whitens, below 0 keeps what turns change least"),
+    ] = 0.25
     views: Annotated[
         str, typer.Option(help="how much the turned views differ in shape and stroke: strong, mild")
     ] = "strong"

@@ -181,7 +181,7 @@ def test_only_the_models_that_a_command_names_are_sent(tmp_path: Path) -> None:
 
     assert models("none") == models("own", "run", "--model", "s3://x/m") == {"d4-28-grey"}
     assert models("one", "run", "--model", "d12-28-grey") == {"d12-28-grey"}
-    assert models("exact", "run", "--model", "d12-28-grey-1") == {"d12-28-grey"}
+    assert models("exact", "run", "--model", "d12-28-grey-2") == {"d12-28-grey"}
 
 
 def test_the_code_that_is_sent_runs(tmp_path: Path) -> None:
