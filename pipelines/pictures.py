@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from eqmodel.groups import FiniteGroup
-from pipelines.fast_decode import decode_webp
+from pipelines.fast_decode import JPEG, decode_plain, decode_webp
+from pipelines.tiff import Caps
 
 Pixels = NDArray[np.uint8]
 MAX_SIDE = 256
@@ -72,11 +73,15 @@ def open_picture(data: bytes | None) -> Image.Image | None:
 
 def open_pixels(data: bytes | None) -> Pixels | None:
     """A thumbnail as RGB pixels (H, W, 3); None for none, or one that cannot be read."""
-    pixels = decode_webp(data, MAX_SIDE) if data else None
-    if pixels is None:
+    if not data:
+        return None
+    pixels = decode_webp(data, MAX_SIDE)
+    if pixels is None and data.startswith(JPEG):
+        pixels = decode_plain(data, Caps(max_pixels=MAX_SIDE**2))
+    if pixels is None or max(pixels.shape) > MAX_SIDE:
         picture = open_picture(data)
-        pixels = None if picture is None else np.asarray(picture)
-    return pixels
+        return None if picture is None else np.asarray(picture)
+    return pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, 2)
 
 
 def from_pixels(image: NDArray[Any]) -> Image.Image:

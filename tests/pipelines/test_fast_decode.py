@@ -170,7 +170,11 @@ def test_other_thumbnails_are_left_to_pillow() -> None:
     assert decode_webp(alpha, 256) is None
     assert decode_webp(png, 256) is None
     assert decode_webp(stored, 256) is not None
-    for data in (alpha, png, stored):
+    colour = picture("RGB", (31, 40))
+    jpegs = [encoded(colour.convert(mode), "JPEG") for mode in ("L", "RGB", "CMYK")]
+    long = encoded(picture("RGB", (300, 2)), "JPEG")
+    assert open_pixels(long) is open_picture(long) is None
+    for data in (alpha, png, stored, *jpegs):
         picture_ = open_picture(data)
         assert np.array_equal(open_pixels(data), np.asarray(picture_))
     assert open_pixels(None) is None
