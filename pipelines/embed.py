@@ -145,7 +145,9 @@ class ShardEmbedder:
                 self._add_in_quarantine(file, work, samples, tally)
             else:
                 parts = self._decoded_apart if work.quarantine else self._embedded
-                for done in parts(work, followed_by(samples, turn.close), carried, ticket):
+                if not self.lanes.alone:  # the next shard may begin while this one's end is encoded
+                    samples = followed_by(samples, turn.close)
+                for done in parts(work, samples, carried, ticket):
                     tally.seconds.absorb(done.seconds)
                     tally.num_encoded += done.num_encoded
                     file.add(done.rows)

@@ -45,6 +45,11 @@ class Lanes:
             alone = threads == 1 and self.encodes
             self._pool = None if alone else ThreadPoolExecutor(threads, "lane", _one_thread)
 
+    @property
+    def alone(self) -> bool:
+        """Whether the thread that reads does everything itself."""
+        return self._pool is None
+
     def through(
         self, chunks: Iterable[list[Sample]], prepare: Prepare, encode: Encode, enough: int
     ) -> Iterator[Prepared]:
@@ -73,7 +78,7 @@ class Lanes:
 
     @property
     def _ahead(self) -> int:
-        return 0 if self._pool is None else self.threads
+        return 0 if self.alone else self.threads
 
     def _start(self, act: Callable[[T], Prepared], piece: T) -> Future[Prepared]:
         with self._lock:
