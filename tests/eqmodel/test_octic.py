@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import load
 
 from eqmodel import Embedder, checkpoint
 from eqmodel.autoencoder import Autoencoder, AutoencoderConfig
+from eqmodel.embedder import assemble
 from eqmodel.equivariance import (
     assert_equivariant,
     code_action,
@@ -236,9 +238,11 @@ def test_a_checkpoint_of_it_trains_loads_and_holds(
 
 
 def test_cards_from_before_there_was_a_choice_mean_the_dense_one() -> None:
-    card = checkpoint.read_card(checkpoint.resolve("d4-28-grey"))
-    assert "arch" not in card["architecture"]
-    assert Embedder.load("d4-28-grey").model.config.arch == "dense"
+    folder = checkpoint.resolve("d4-28-grey")
+    card = checkpoint.read_card(folder)
+    assert card["architecture"].pop("arch") == "dense"
+    tensors = load(checkpoint.checked_tensors(folder, card))
+    assert assemble(card, tensors)[0].config.arch == "dense"
 
 
 def test_a_record_from_before_there_was_a_choice_is_found_again() -> None:
