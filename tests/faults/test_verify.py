@@ -237,7 +237,9 @@ def test_the_command_cleans_up_restores_and_says_so(
 ) -> None:
     assert run(app, "orbit", ["gc", store.url, "--grace-days", "0", "--json"]) == 0
     document = json.loads(capfd.readouterr().out)
-    assert (document["num_removed"], document["forgotten"]) == (1, [])
+    removed = sorted(entry["path"].split("/")[-1] for entry in document["removed"])
+    assert removed == ["heartbeat.json", "summary.json"]  # of the run, which has ended
+    assert (document["num_removed"], document["forgotten"]) == (2, [])
     assert run(app, "orbit", ["gc", store.url, "--dry-run"]) == 0
     assert "0 objects, 0.0 MiB would be removed; 1 publications are kept" in capfd.readouterr().out
     assert run(app, "orbit", ["gc", store.url, "--erase-keys", str(tmp_path / "none")]) == 2
