@@ -104,3 +104,8 @@ def on_device(pixels: Tensor, device: str) -> Tensor:
         return pixels
     room = torch.cuda.mem_get_info(device)[0] * SHARE_OF_MEMORY
     return pixels.to(device) if pixels.numel() * pixels.element_size() <= room else pixels
+
+
+def batch_of(images: Tensor, indices: Tensor, device: str) -> Tensor:
+    """Those of the images, float32, on the device that trains."""
+    return images[indices.to(images.device)].to(device).float()

@@ -28,7 +28,7 @@ from eqmodel.peers import Peers
 from eqmodel.preprocess import PreprocessSpec, preprocess
 from eqmodel.resume import TrainingState
 from eqmodel.settings import TrainConfig, as_recorded, fitted_to, objective_of, preprocess_spec
-from eqmodel.steps import Steps, adamw, on_device
+from eqmodel.steps import Steps, adamw, batch_of, on_device
 
 Progress = Callable[["EpochReport"], None]
 
@@ -142,7 +142,7 @@ def fit(
             share = peers.agreed(done)
             if share >= 1.0:
                 break
-            images = pixels[batch.to(pixels.device)].to(config.device).float()
+            images = batch_of(pixels, batch, config.device)
             steps.take(config.learning_rate * schedule(share), images)
             seen += len(batch)
         loss = peers.mean(steps.mean_loss())

@@ -39,7 +39,8 @@ def decode_plain(data: bytes, caps: Caps) -> Pixels | None:
     if data.startswith(PNG):
         return _png(data, caps)
     if data.startswith(JPEG) and simplejpeg is not None:
-        return _jpeg(data, caps)
+        found = _jpeg(data, caps)
+        return None if found is None else found[0]
     return None
 
 
@@ -52,19 +53,9 @@ def decode_reduced(data: bytes, caps: Caps, least: int) -> tuple[Pixels, tuple[i
     preprocessing then has to do; the embedding moves by 0.012 (median) and 0.031 (most), and
     that of a copy turned before it was stored as JPEG by 1.6e-3 in place of 0.9e-3.
     """
-    if simplejpeg is None or not data.startswith(JPEG) or not _is_plain_jpeg(data):
+    if simplejpeg is None or not data.startswith(JPEG):
         return None
-    try:
-        height, width, space, _ = simplejpeg.decode_jpeg_header(data)
-        if not 0 < width * height <= caps.max_pixels or space not in ("Gray", "YCbCr"):
-            return None
-        wanted = "GRAY" if space == "Gray" else "RGB"
-        pixels: Pixels = simplejpeg.decode_jpeg(
-            data, colorspace=wanted, min_height=min(least, height), min_width=min(least, width)
-        )
-    except ValueError:
-        return None
-    return (pixels[..., 0] if wanted == "GRAY" else pixels), (height, width)
+    return _jpeg(data, caps, least)
 
 
 def _png(data: bytes, caps: Caps) -> Pixels | None:
@@ -90,18 +81,23 @@ def _png(data: bytes, caps: Caps) -> Pixels | None:
     return pixels if pixels.shape == shape and pixels.dtype == np.uint8 else None
 
 
-def _jpeg(data: bytes, caps: Caps) -> Pixels | None:
+def _jpeg(
+    data: bytes, caps: Caps, least: int | None = None
+) -> tuple[Pixels, tuple[int, int]] | None:
+    """A plain JPEG and its own (height, width); with ``least`` as small as that allows."""
     if not _is_plain_jpeg(data):
         return None
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)
         if not 0 < width * height <= caps.max_pixels or space not in ("Gray", "YCbCr"):
             return None
+        sides = {"min_height": height, "min_width": width}
+        smaller = {} if least is None else {name: min(least, side) for name, side in sides.items()}
         wanted = "GRAY" if space == "Gray" else "RGB"
-        pixels: Pixels = simplejpeg.decode_jpeg(data, colorspace=wanted)
+        pixels: Pixels = simplejpeg.decode_jpeg(data, colorspace=wanted, **smaller)
     except ValueError:
         return None
-    return pixels[..., 0] if wanted == "GRAY" else pixels
+    return (pixels[..., 0] if wanted == "GRAY" else pixels), (height, width)
 
 
 def _is_plain_jpeg(data: bytes) -> bool:

@@ -30,7 +30,7 @@ from eqmodel.settings import (
     fitted_to,
     preprocess_spec,
 )
-from eqmodel.steps import Steps, adamw, on_device
+from eqmodel.steps import Steps, adamw, batch_of, on_device
 from eqmodel.training import as_inputs, batches, schedule
 from eqmodel.views import JITTERS, random_views
 
@@ -132,7 +132,7 @@ def train_with_labels(
             share = state.share(config, seen / len(pixels), time.monotonic() - began)
             if share >= 1.0:
                 break
-            shown = pixels[batch.to(pixels.device)].to(config.device).float()
+            shown = batch_of(pixels, batch, config.device)
             wanted = target[batch.to(config.device)]
             steps.take(config.learning_rate * schedule(share), shown, wanted)
             seen += len(batch)
