@@ -74,7 +74,7 @@ bench: $(READY)  ## the benchmarks in tests/bench, one after another
 sample: $(READY)  ## make jobs/sample again from Fashion-MNIST (DATA=folder with the IDX files, else downloaded)
 	@$(BIN)/python -m jobs.sample.make_sample $(if $(DATA),--from $(DATA))
 
-checkpoint: $(READY)  ## train the shipped model again: a minute on a large GPU, hours on two cores (DATA=folder with the IDX files, DEVICE=cuda)
+checkpoint: $(READY)  ## train the shipped model again: minutes on a large GPU, long on two cores (DATA=folder with the IDX files, DEVICE=cuda)
 	@$(BIN)/python -m jobs.datasets mnist fashion-mnist --out build/data $(if $(DATA),--from $(DATA))
 	@$(BIN)/orbit train build/data --out build/d4-28-grey-3 --name d4-28-grey-3 --limit 120000 \
 		--images-seen 1500000 --batch-size 256 --patience 1000 --bfloat16 --device $(DEVICE)
