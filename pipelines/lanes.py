@@ -57,24 +57,25 @@ class Lanes:
 
         Under way at once are ``threads`` + 1 chunks, and ``threads`` + 1 joined batches.
         """
-        preparing, encoding = deque[Future[Prepared]](), deque[Future[Prepared]]()
-        ready = Prepared()
-        for chunk in chunks:
-            preparing.append(self._start(prepare, chunk))
-            while len(preparing) > self._ahead:
-                ready.absorb(preparing.popleft().result())
-                if len(ready.encodable) >= enough:
-                    encoding.append(self._start_encoding(encode, ready))
-                    ready = Prepared()
-            while len(encoding) > self._ahead:
-                yield encoding.popleft().result()
-        for prepared in preparing:
-            ready.absorb(prepared.result())
+        encoding, ready = deque[Future[Prepared]](), Prepared()
+        for prepared in self._prepared(chunks, prepare):
+            ready.absorb(prepared)
             if len(ready.encodable) >= enough:
                 encoding.append(self._start_encoding(encode, ready))
                 ready = Prepared()
+            while len(encoding) > self._ahead:
+                yield encoding.popleft().result()
         encoding.append(self._start_encoding(encode, ready))
         yield from (encoded.result() for encoded in encoding)
+
+    def _prepared(self, chunks: Iterable[list[Sample]], prepare: Prepare) -> Iterator[Prepared]:
+        """Chunks prepared in order, ``threads`` + 1 of them under way."""
+        preparing = deque[Future[Prepared]]()
+        for chunk in chunks:
+            preparing.append(self._start(prepare, chunk))
+            while len(preparing) > self._ahead:
+                yield preparing.popleft().result()
+        yield from (prepared.result() for prepared in preparing)
 
     @property
     def _ahead(self) -> int:
