@@ -24,7 +24,9 @@ from pipelines.telemetry import worker_log
 
 @dataclass(frozen=True)
 class Ready:
-    """A worker's word that its model is loaded."""
+    """A worker's word that its model is loaded; ``batch_size``: images that it encodes at once."""
+
+    batch_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class ShardWorker:
             self._embedder = ShardEmbedder(settings, name)
         except Exception as error:  # the process boundary
             return failure_of(error)
-        return Ready()
+        return Ready(self._embedder.pace.batch_size)
 
     def embed(self, works: Sequence[ShardWork]) -> Answer:
         began, results = time.monotonic(), list[Receipt | Failure]()

@@ -11,6 +11,7 @@ import itertools
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from ray.exceptions import RayError
@@ -58,6 +59,7 @@ class Pool:
         self._slots: list[Slot] = []
         self._numbers = itertools.count()
         self._pace = Pace()
+        self._worker = settings.worker
         self._deaths_in_a_row = 0
         self._loading_deaths = 0
         self._next_start = 0.0
@@ -112,7 +114,7 @@ class Pool:
 
     def _start(self, now: float) -> Slot:
         name = f"worker-{next(self._numbers)}"
-        return Slot.start(name, self._settings.layout, self._settings.worker, now)
+        return Slot.start(name, self._settings.layout, self._worker, now)
 
     def _let_go(self) -> None:
         """A worker on a node that is drained gets no more shards, and ends when it has none."""
@@ -211,6 +213,8 @@ class Pool:
         slot.changed_at = now
         if isinstance(result, Ready):
             slot.ready, slot.loading = result, None
+            if result.batch_size:  # workers that come later need not measure it again
+                self._worker = replace(self._worker, batch_size=result.batch_size)
             self._loading_deaths = 0
             _LOGGER.info("%s is ready after %.2f s", slot.name, now - slot.started_at)
         elif isinstance(result, Failure):
