@@ -18,7 +18,9 @@ from pipelines.child import die_with_parent
 
 LOADING_S = 4.0
 """Eight deaths in a row while loading end a run: it is not for that that workers are killed."""
-EVENT = re.compile(r"^([0-9.]+) worker-\d+ (is ready|died) after [0-9.]+ s(, while loading)?", re.M)
+EVENT = re.compile(
+    r"^([0-9.]+) worker-\d+ (is ready|died) after ([0-9.]+) s(, while loading)?", re.M
+)
 DRIVER = """
 import json, logging, sys, torch
 from pipelines.batch import embed_input
@@ -80,29 +82,30 @@ class Driver:
         """Its summary."""
         return json.loads(next(line for line in self.told.splitlines() if line.startswith("{")))
 
-    def lost(self, workers: int = 2) -> tuple[float, float]:
-        """Seconds until its workers began, and after that seconds of the run lost because a worker
-        was missing: while one of two is dead or starts, half of the time is.
+    def restarts(self, workers: int = 2) -> tuple[float, float]:
+        """Seconds until its workers began; after that, seconds of the run that starting workers
+        took: while one of two starts, half of the time passes so.
 
-        A worker that nothing replaced any more (the end was near, or the driver died) is not in it.
+        A start lasts from the moment a worker is asked for until it is ready, or dies over it. No
+        restart is: the time until a death is noticed, a pause before the next worker is asked for,
+        work that is done again, and a worker that nothing was left for when it came.
         """
         from pipelines.pool.driver import GATHER_S  # a driver waits so long for its second worker
 
         events = [
-            (float(at), what == "is ready", bool(loading))
-            for at, what, loading in EVENT.findall(self.told)
+            (float(at), float(age), what == "is ready", bool(loading))
+            for at, what, age, loading in EVENT.findall(self.told)
         ]
-        ready = sorted(at for at, comes, _ in events if comes)
+        ready = sorted(at for at, _, comes, _ in events if comes)
         if not ready:
             return 0.0, 0.0
         begun = min([ready[0] + GATHER_S, *ready[1:]])
-        there, lost, before = 0, 0.0, begun
-        for at, comes, loading in sorted(events):
-            if begun < at <= ready[-1]:
-                lost += (1 - there / workers) * (at - before)
-                before = at
-            there += comes - (not comes and not loading)
-        return begun - self.started, lost
+        starting = [
+            max(0.0, min(at, ready[-1]) - max(at - age, begun))
+            for at, age, comes, loading in events
+            if comes or loading
+        ]
+        return begun - self.started, sum(starting) / workers
 
     def kill(self) -> None:
         self.process.kill()

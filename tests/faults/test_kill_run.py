@@ -145,9 +145,9 @@ class Killer:
             self.chance.choice(workers).kill()
 
     def restarts(self) -> tuple[float, float]:
-        """Seconds of the run that were lost to restarts of workers, and of drivers."""
-        lost = [driver.lost() for driver in self.drivers]
-        return sum(workers for _, workers in lost), sum(begun for begun, _ in lost[1:])
+        """Seconds of the run that restarts of workers took, and those of drivers."""
+        took = [driver.restarts() for driver in self.drivers]
+        return sum(workers for _, workers in took), sum(begun for begun, _ in took[1:])
 
 
 def rows_of(store: Path) -> dict[tuple[str, str], dict[str, Any]]:
