@@ -216,7 +216,8 @@ class Pool:
             if result.batch_size:  # workers that come later need not measure it again
                 self._worker = replace(self._worker, batch_size=result.batch_size)
             self._loading_deaths = 0
-            _LOGGER.info("%s is ready after %.2f s", slot.name, now - slot.started_at)
+            age = now - slot.started_at
+            _LOGGER.info("%s is ready after %.2f s as process %d", slot.name, age, result.pid)
         elif isinstance(result, Failure):
             return result
         elif ref in slot.works:

@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +16,7 @@ import psutil
 
 from pipelines.child import die_with_parent
 
-LOADING_S = 4.0
-"""Eight deaths in a row while loading end a run: it is not for that that workers are killed."""
+READY = re.compile(r"^[0-9.]+ worker-\d+ is ready after [0-9.]+ s as process (\d+)", re.M)
 EVENT = re.compile(
     r"^([0-9.]+) worker-\d+ (is ready|died) after ([0-9.]+) s(, while loading)?", re.M
 )
@@ -82,6 +81,11 @@ class Driver:
         """Its summary."""
         return json.loads(next(line for line in self.told.splitlines() if line.startswith("{")))
 
+    @property
+    def ready(self) -> set[int]:
+        """The processes that were its workers at one time, each with its model loaded."""
+        return {int(pid) for pid in READY.findall(self.told)}
+
     def restarts(self, workers: int = 2) -> tuple[float, float]:
         """Seconds until its workers began; after that, seconds of the run that starting workers
         took: while one of two starts, half of the time passes so.
@@ -142,13 +146,12 @@ class Machines:
         self.nodes.remove(node)
         self.cluster.remove_node(node, allow_graceful=False)
 
-    def workers(self, node: Any = None) -> list[psutil.Process]:
-        """The processes of actors, of one node or of all, that have had time to load."""
-        found = []
-        for one in self.nodes if node is None else [node]:
-            for raylet in one.all_processes.get("raylet", []):
-                found += _workers_below(raylet.process.pid)
-        return found
+    def workers(self, ready: Collection[int]) -> list[psutil.Process]:
+        """The processes of actors on all nodes that are among ``ready``: a death while loading says
+        another thing, and eight of those in a row end a run."""
+        raylets = [one for node in self.nodes for one in node.all_processes.get("raylet", [])]
+        found = [worker for one in raylets for worker in _workers_below(one.process.pid)]
+        return [worker for worker in found if worker.pid in ready]
 
     def close(self) -> None:
         self.cluster.shutdown()
@@ -173,8 +176,7 @@ def _workers_below(pid: int) -> list[psutil.Process]:
         return []
     for process in below:
         try:
-            old = time.time() - process.create_time() > LOADING_S
-            if old and "ray::ShardWorker" in " ".join(process.cmdline()):
+            if "ray::ShardWorker" in " ".join(process.cmdline()):
                 found.append(process)
         except psutil.Error:
             continue

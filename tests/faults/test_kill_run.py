@@ -139,7 +139,7 @@ class Killer:
             self.made.lose(self.chance.choice(self.made.nodes))
             self.made.add()
         else:
-            while not (workers := self.made.workers()):
+            while not (workers := self.made.workers(self.drivers[-1].ready)):
                 self.alive()
                 time.sleep(0.02)
             self.chance.choice(workers).kill()
