@@ -107,10 +107,13 @@ class Pool:
     def _start_missing(self, dispatch: Dispatch, now: float) -> None:
         """Keep as many actors as the layout says; after deaths without a success, with back-off."""
         left = dispatch.pending + sum(len(slot.works) for slot in self._slots)
-        growing = self._settings.workers
-        wanted = min(growing() if growing else self._settings.layout.workers, left)
+        wanted = min(self._most(), left)
         while len(self._slots) < wanted and now >= self._next_start:
             self._slots.append(self._start(now))
+
+    def _most(self) -> int:
+        growing = self._settings.workers
+        return growing() if growing else self._settings.layout.workers
 
     def _start(self, now: float) -> Slot:
         name = f"worker-{next(self._numbers)}"
@@ -266,17 +269,20 @@ class Pool:
         said = why.splitlines()[0] if why else ""
         _LOGGER.info("%s died after %.2f s%s: %s", slot.name, age, loading, said)
         after_death(list(slot.works.values()), dispatch, now, lost)
-        self._remove(slot, now)
+        self._remove(slot, now, lost)
         if not lost:
             self._count_loading_death(slot)
 
-    def _remove(self, slot: Slot, now: float) -> None:
+    def _remove(self, slot: Slot, now: float, lost: bool = False) -> None:
+        """Take it off, and pause where workers do nothing but die: more in a row than there are,
+        those not counted that went with their machine."""
         slot.kill()
         self._slots.remove(slot)
         self.num_restarts += 1
-        self._deaths_in_a_row += 1
-        pause = min(LONGEST_RESTART_S, 0.1 * 2**self._deaths_in_a_row)
-        self._next_start = now + (pause if self._deaths_in_a_row > 1 else 0.0)
+        self._deaths_in_a_row += not lost
+        beyond = self._deaths_in_a_row - self._most()
+        if beyond > 0 and not lost:
+            self._next_start = now + min(LONGEST_RESTART_S, 0.2 * 2**beyond)
 
     def _look_for_stuck(self, dispatch: Dispatch, now: float) -> None:
         """Ask every busy worker how far it is; end the ones that stand still past the deadline."""
