@@ -398,7 +398,9 @@ def test_ten_thousand_known_shards_are_planned_in_seconds(table: EmbeddingTable)
     plan = again.plan([shard(s) for s in sources])
     assert plan.empty
     assert again.counts().num_seen == 40_000
-    assert time.monotonic() - began < 5
+    took = time.monotonic() - began
+    print(f"\nplan over 10,000 finished shards, opening the table included: {took:.2f} s")
+    assert took < 5
 
 
 def test_publications_are_numbered_and_the_last_one_is_live(folder_url: str) -> None:
