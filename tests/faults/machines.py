@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import psutil
@@ -90,9 +91,10 @@ class Driver:
         """Seconds until its workers began; after that, seconds of the run that starting workers
         took: while one of two starts, half of the time passes so.
 
-        A start lasts from the moment a worker is asked for until it is ready, or dies over it. No
-        restart is: the time until a death is noticed, a pause before the next worker is asked for,
-        work that is done again, and a worker that nothing was left for when it came.
+        A start lasts from the moment a worker is asked for until it is ready; one that died over it
+        counts for no longer than the others took. No restart is: the time until a death is noticed,
+        a pause before the next worker is asked for, work that is done again, and a worker that
+        nothing was left for when it came.
         """
         from pipelines.pool.driver import GATHER_S  # a driver waits so long for its second worker
 
@@ -104,11 +106,13 @@ class Driver:
         if not ready:
             return 0.0, 0.0
         begun = min([ready[0] + GATHER_S, *ready[1:]])
-        starting = [
-            max(0.0, min(at, ready[-1]) - max(at - age, begun))
+        usual = median(age for _, age, comes, _ in events if comes)
+        starts = [
+            (at - age, at if comes else at - age + min(age, usual))
             for at, age, comes, loading in events
             if comes or loading
         ]
+        starting = [max(0.0, min(ended, ready[-1]) - max(asked, begun)) for asked, ended in starts]
         return begun - self.started, sum(starting) / workers
 
     def kill(self) -> None:
@@ -124,6 +128,7 @@ class Machines:
         from ray.cluster_utils import Cluster
 
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+        os.environ["RAY_health_check_period_ms"] = "1000"  # as in infra/Dockerfile
         assert not ray.is_initialized()
         head = {"num_cpus": 0, "include_dashboard": False}
         self.cluster = patiently(lambda: Cluster(initialize_head=True, head_node_args=head))

@@ -51,15 +51,17 @@ def test_it_takes_the_batch_size_that_another_worker_measured(told: list[WorkerS
     assert [one.batch_size for one in told] == [None, None, 64]
 
 
-@pytest.mark.parametrize(("lost", "at_once"), [(False, 4), (True, 12)])
+@pytest.mark.parametrize(
+    ("loaded", "lost", "at_once"), [(False, False, 4), (True, False, 8), (False, True, 8)]
+)
 def test_only_workers_that_do_nothing_but_die_are_followed_by_a_pause(
-    told: list[WorkerSettings], lost: bool, at_once: int
+    told: list[WorkerSettings], loaded: bool, lost: bool, at_once: int
 ) -> None:
-    """Both may go at once; a machine that goes says nothing of what it ran."""
+    """Both may go at once; one that had its model, or went with its machine, says nothing."""
     pool, work = pool_of_two()
-    for _ in range(5):
+    for _ in range(3):
         for slot in list(pool._slots):
-            slot.ready = Ready()
+            slot.ready = Ready() if loaded else None
             pool._bury(slot, work, "killed", lost)
         pool._start_missing(work, time.monotonic())
     assert len(told) == at_once
