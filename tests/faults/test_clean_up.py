@@ -173,10 +173,10 @@ def test_killed_before_it_forgets(zygote: Zygote, nights: World) -> None:
 
 @pytest.mark.parametrize(
     "point",
-    ["worker.uploaded@1", "publish.uploading@3"]
+    ["worker.uploaded@1"]
     + [
         pytest.param(point, marks=pytest.mark.faults_slow)
-        for point in ("driver.commit@2", "driver.embedded@1")
+        for point in ("driver.commit@2", "driver.embedded@1", "publish.uploading@3")
     ],
 )
 def test_beside_a_running_job(zygote: Zygote, nights: World, tmp_path: Path, point: str) -> None:

@@ -114,8 +114,7 @@ def test_replies_are_lost(behind: Behind) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "path"),
-    [("stall", TAR), *(slow("stall", path) for path in (LOG, ROWS, MODEL))]
-    + [slow("truncate", path) for path in (TAR, LOG, ROWS, MODEL)],
+    [slow(kind, path) for kind in ("stall", "truncate") for path in (TAR, LOG, ROWS, MODEL)],
 )
 def test_a_body_that_does_not_come(behind: Behind, kind: str, path: str) -> None:
     fault = behind.proxy.wrong(kind, method="GET", path=path, most=2)
@@ -140,6 +139,7 @@ def test_a_share_of_the_bodies_is_cut(behind: Behind) -> None:
     assert behind.proxy.kinds["truncate"] > 3
 
 
+@pytest.mark.faults_slow
 def test_one_object_that_is_refused_does_not_keep_the_others_out(behind: Behind) -> None:
     """As an archived one is, or one of another owner: reported, exit 1, hardly asked again."""
     fault = behind.proxy.wrong("403", path=r"/in/1\.tar")
