@@ -94,11 +94,14 @@ tables: $(READY)  ## make the tables of eqmodel/RESULTS.md again, hours on two c
 	done
 	@$(BIN)/orbit evaluate --table build/evaluation --into eqmodel/RESULTS.md
 
-sbom: $(READY)  ## write build/sbom.cdx.json: every installed package, as CycloneDX
-	@# in an environment of its own: it brings rfc3987-syntax, with which whatever imports Ray starts seconds later
-	@test -x build/sbom/bin/cyclonedx-py || { $(BIN)/python -m venv build/sbom && \
-		build/sbom/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt cyclonedx-bom; }
-	@build/sbom/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --of JSON -o build/sbom.cdx.json $(BIN)/python
+# in an environment of its own: see pyproject.toml
+build/cyclonedx/bin/cyclonedx-py: pyproject.toml constraints.txt | $(READY)
+	@$(BIN)/python -m venv build/cyclonedx
+	@build/cyclonedx/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt cyclonedx-bom
+	@touch $@
+
+sbom: build/cyclonedx/bin/cyclonedx-py  ## write build/sbom.cdx.json: every installed package, as CycloneDX
+	@build/cyclonedx/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --of JSON -o build/sbom.cdx.json $(BIN)/python
 	@echo "build/sbom.cdx.json: $$($(BIN)/python -c 'import json; print(len(json.load(open("build/sbom.cdx.json"))["components"]))') packages"
 
 audit: $(READY)  ## ask PyPI for known vulnerabilities of the pins (needs its vulnerability service)

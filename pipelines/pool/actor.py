@@ -24,7 +24,11 @@ from pipelines.telemetry import worker_log
 
 @dataclass(frozen=True)
 class Ready:
-    """A worker's word that its model is loaded."""
+    """The word of the process ``pid`` that it has its model; it encodes ``batch_size`` images at
+    once."""
+
+    batch_size: int | None = None
+    pid: int = 0
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ class ShardWorker:
             self._embedder = ShardEmbedder(settings, name)
         except Exception as error:  # the process boundary
             return failure_of(error)
-        return Ready()
+        return Ready(self._embedder.pace.batch_size, os.getpid())
 
     def embed(self, works: Sequence[ShardWork]) -> Answer:
         began, results = time.monotonic(), list[Receipt | Failure]()

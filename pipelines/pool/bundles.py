@@ -45,15 +45,21 @@ class Pace:
 def after_death(
     calls: Sequence[Sequence[ShardWork]], dispatch: Dispatch, now: float, lost: bool
 ) -> None:
-    """A worker died with these calls: a death of each shard that had a call to itself.
+    """A worker died with these calls: a death of the shard of its older one, where that had the
+    call to itself. Images are decoded of the older call alone; what was fetched ahead goes back
+    unharmed, and is the older one when its worker dies of it again.
 
     Which of several was the cause is not known: each is next tried in a call of its own. ``lost``:
     the machine went, which says nothing of any shard.
     """
-    for works in calls[::-1]:
+    older = calls[:1] if not lost else []
+    for works in calls[len(older) :][::-1]:
         for work in works[::-1]:
-            if lost or len(works) > 1:
-                dispatch.give_back(work.shard.source, alone=not lost)
+            dispatch.give_back(work.shard.source)
+    for works in older:
+        for work in works[::-1]:
+            if len(works) > 1:
+                dispatch.give_back(work.shard.source, alone=True)
             else:
                 dispatch.die(work.shard.source, now)
 

@@ -11,6 +11,7 @@ import itertools
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from ray.exceptions import RayError
@@ -58,7 +59,7 @@ class Pool:
         self._slots: list[Slot] = []
         self._numbers = itertools.count()
         self._pace = Pace()
-        self._deaths_in_a_row = 0
+        self._worker = settings.worker
         self._loading_deaths = 0
         self._next_start = 0.0
         self._next_look = 0.0
@@ -103,16 +104,19 @@ class Pool:
     # -- starting -----------------------------------------------------------------------------
 
     def _start_missing(self, dispatch: Dispatch, now: float) -> None:
-        """Keep as many actors as the layout says; after deaths without a success, with back-off."""
+        """Keep as many actors as the layout says; after deaths while loading, with back-off."""
         left = dispatch.pending + sum(len(slot.works) for slot in self._slots)
-        growing = self._settings.workers
-        wanted = min(growing() if growing else self._settings.layout.workers, left)
+        wanted = min(self._most(), left)
         while len(self._slots) < wanted and now >= self._next_start:
             self._slots.append(self._start(now))
 
+    def _most(self) -> int:
+        growing = self._settings.workers
+        return growing() if growing else self._settings.layout.workers
+
     def _start(self, now: float) -> Slot:
         name = f"worker-{next(self._numbers)}"
-        return Slot.start(name, self._settings.layout, self._settings.worker, now)
+        return Slot.start(name, self._settings.layout, self._worker, now)
 
     def _let_go(self) -> None:
         """A worker on a node that is drained gets no more shards, and ends when it has none."""
@@ -211,8 +215,11 @@ class Pool:
         slot.changed_at = now
         if isinstance(result, Ready):
             slot.ready, slot.loading = result, None
+            if result.batch_size:  # workers that come later need not measure it again
+                self._worker = replace(self._worker, batch_size=result.batch_size)
             self._loading_deaths = 0
-            _LOGGER.info("%s is ready after %.2f s", slot.name, now - slot.started_at)
+            age = now - slot.started_at
+            _LOGGER.info("%s is ready after %.2f s as process %d", slot.name, age, result.pid)
         elif isinstance(result, Failure):
             return result
         elif ref in slot.works:
@@ -232,7 +239,6 @@ class Pool:
     ) -> Failure | None:
         """What became of one shard; a Failure when it ends the run."""
         if isinstance(result, Receipt):
-            self._deaths_in_a_row = 0
             if self._on_receipt(result):
                 dispatch.finish(source)
             else:
@@ -252,7 +258,7 @@ class Pool:
     # -- ends ---------------------------------------------------------------------------------
 
     def _bury(self, slot: Slot, dispatch: Dispatch, why: str, lost: bool) -> None:
-        """A worker died: its shards go elsewhere, another worker starts after a pause.
+        """A worker died: its shards go elsewhere, another worker takes its place.
 
         ``lost``: its machine went, which says nothing of the shards it had.
         """
@@ -261,17 +267,14 @@ class Pool:
         said = why.splitlines()[0] if why else ""
         _LOGGER.info("%s died after %.2f s%s: %s", slot.name, age, loading, said)
         after_death(list(slot.works.values()), dispatch, now, lost)
-        self._remove(slot, now)
+        self._remove(slot)
         if not lost:
-            self._count_loading_death(slot)
+            self._count_loading_death(slot, now)
 
-    def _remove(self, slot: Slot, now: float) -> None:
+    def _remove(self, slot: Slot) -> None:
         slot.kill()
         self._slots.remove(slot)
         self.num_restarts += 1
-        self._deaths_in_a_row += 1
-        pause = min(LONGEST_RESTART_S, 0.1 * 2**self._deaths_in_a_row)
-        self._next_start = now + (pause if self._deaths_in_a_row > 1 else 0.0)
 
     def _look_for_stuck(self, dispatch: Dispatch, now: float) -> None:
         """Ask every busy worker how far it is; end the ones that stand still past the deadline."""
@@ -288,14 +291,21 @@ class Pool:
     def _end_stuck(self, slot: Slot, dispatch: Dispatch, now: float, reason: str) -> None:
         after_standstill(list(slot.works.values()), dispatch, now, reason)
         _LOGGER.info("%s: %s", slot.name, reason)
-        self._remove(slot, now)
+        self._remove(slot)
         slot.end_process()
-        self._count_loading_death(slot)
+        self._count_loading_death(slot, now)
 
-    def _count_loading_death(self, slot: Slot) -> None:
-        self._loading_deaths += slot.ready is None
+    def _count_loading_death(self, slot: Slot, now: float) -> None:
+        """Workers that do nothing but die, more in a row than there are, come with a pause between
+        them. One that had its model says nothing of the next: its shard is watched instead."""
+        if slot.ready is not None:
+            return
+        self._loading_deaths += 1
         if self._loading_deaths >= MAX_LOADING_DEATHS:
             raise OrbitRayError(
                 f"{self._loading_deaths} workers in a row died or hung while loading the model; "
                 "give them more memory (--workers with a smaller number)"
             )
+        beyond = self._loading_deaths - self._most()
+        if beyond > 0:
+            self._next_start = now + min(LONGEST_RESTART_S, 0.2 * 2**beyond)

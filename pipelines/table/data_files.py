@@ -9,17 +9,19 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 
 from eqmodel.errors import OrbitError
 from pipelines.errors import ObjectMissing, TableError
 from pipelines.retries import one_line
 from pipelines.storage import Folder
+
+if TYPE_CHECKING:
+    import pyarrow.dataset as pads
 
 
 class RangedFile(io.RawIOBase):
@@ -76,6 +78,8 @@ def dataset(folder: Folder, paths: Sequence[str], schema: pa.Schema) -> pads.Dat
     """The rows of Parquet files of a folder, in the order given; checksums of pages are verified
     where the writer left some.
     """
+    import pyarrow.dataset as pads  # and pandas with it: a third of a second of a worker's start
+
     options = pads.ParquetFragmentScanOptions(page_checksum_verification=True)
     if folder.is_local:
         system: Any = pafs.LocalFileSystem()

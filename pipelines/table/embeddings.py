@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as pads
 
 from pipelines.errors import ConflictError, FormatError, TableError
 from pipelines.shards import Shard
@@ -27,6 +27,9 @@ from pipelines.table.records import (
     Receipt,
     TableIdentity,
 )
+
+if TYPE_CHECKING:
+    import pyarrow.dataset as pads
 
 _NO_MARKERS = pc.field("digest").is_valid()
 

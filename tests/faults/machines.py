@@ -6,19 +6,21 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import psutil
 
 from pipelines.child import die_with_parent
 
-LOADING_S = 4.0
-"""Eight deaths in a row while loading end a run: it is not for that that workers are killed."""
-EVENT = re.compile(r"^([0-9.]+) worker-\d+ (is ready|died) after [0-9.]+ s(, while loading)?", re.M)
+READY = re.compile(r"^[0-9.]+ worker-\d+ is ready after [0-9.]+ s as process (\d+)", re.M)
+EVENT = re.compile(
+    r"^([0-9.]+) worker-\d+ (is ready|died) after ([0-9.]+) s(, while loading)?", re.M
+)
 DRIVER = """
 import json, logging, sys, torch
 from pipelines.batch import embed_input
@@ -80,29 +82,38 @@ class Driver:
         """Its summary."""
         return json.loads(next(line for line in self.told.splitlines() if line.startswith("{")))
 
-    def lost(self, workers: int = 2) -> tuple[float, float]:
-        """Seconds until its workers began, and after that seconds of the run lost because a worker
-        was missing: while one of two is dead or starts, half of the time is.
+    @property
+    def ready(self) -> set[int]:
+        """The processes that were its workers at one time, each with its model loaded."""
+        return {int(pid) for pid in READY.findall(self.told)}
 
-        A worker that nothing replaced any more (the end was near, or the driver died) is not in it.
+    def restarts(self, workers: int = 2) -> tuple[float, float]:
+        """Seconds until its workers began; after that, seconds of the run that starting workers
+        took: while one of two starts, half of the time passes so.
+
+        A start lasts from the moment a worker is asked for until it is ready; one that died over it
+        counts for no longer than the others took. No restart is: the time until a death is noticed,
+        a pause before the next worker is asked for, work that is done again, and a worker that
+        nothing was left for when it came.
         """
         from pipelines.pool.driver import GATHER_S  # a driver waits so long for its second worker
 
         events = [
-            (float(at), what == "is ready", bool(loading))
-            for at, what, loading in EVENT.findall(self.told)
+            (float(at), float(age), what == "is ready", bool(loading))
+            for at, what, age, loading in EVENT.findall(self.told)
         ]
-        ready = sorted(at for at, comes, _ in events if comes)
+        ready = sorted(at for at, _, comes, _ in events if comes)
         if not ready:
             return 0.0, 0.0
         begun = min([ready[0] + GATHER_S, *ready[1:]])
-        there, lost, before = 0, 0.0, begun
-        for at, comes, loading in sorted(events):
-            if begun < at <= ready[-1]:
-                lost += (1 - there / workers) * (at - before)
-                before = at
-            there += comes - (not comes and not loading)
-        return begun - self.started, lost
+        usual = median(age for _, age, comes, _ in events if comes)
+        starts = [
+            (at - age, at if comes else at - age + min(age, usual))
+            for at, age, comes, loading in events
+            if comes or loading
+        ]
+        starting = [max(0.0, min(ended, ready[-1]) - max(asked, begun)) for asked, ended in starts]
+        return begun - self.started, sum(starting) / workers
 
     def kill(self) -> None:
         self.process.kill()
@@ -117,6 +128,7 @@ class Machines:
         from ray.cluster_utils import Cluster
 
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+        os.environ.setdefault("RAY_health_check_period_ms", "1000")  # as in infra/Dockerfile
         assert not ray.is_initialized()
         head = {"num_cpus": 0, "include_dashboard": False}
         self.cluster = patiently(lambda: Cluster(initialize_head=True, head_node_args=head))
@@ -139,13 +151,12 @@ class Machines:
         self.nodes.remove(node)
         self.cluster.remove_node(node, allow_graceful=False)
 
-    def workers(self, node: Any = None) -> list[psutil.Process]:
-        """The processes of actors, of one node or of all, that have had time to load."""
-        found = []
-        for one in self.nodes if node is None else [node]:
-            for raylet in one.all_processes.get("raylet", []):
-                found += _workers_below(raylet.process.pid)
-        return found
+    def workers(self, ready: Collection[int]) -> list[psutil.Process]:
+        """The processes of actors on all nodes that are among ``ready``: a death while loading says
+        another thing, and eight of those in a row end a run."""
+        raylets = [one for node in self.nodes for one in node.all_processes.get("raylet", [])]
+        found = [worker for one in raylets for worker in _workers_below(one.process.pid)]
+        return [worker for worker in found if worker.pid in ready]
 
     def close(self) -> None:
         self.cluster.shutdown()
@@ -170,8 +181,7 @@ def _workers_below(pid: int) -> list[psutil.Process]:
         return []
     for process in below:
         try:
-            old = time.time() - process.create_time() > LOADING_S
-            if old and "ray::ShardWorker" in " ".join(process.cmdline()):
+            if "ray::ShardWorker" in " ".join(process.cmdline()):
                 found.append(process)
         except psutil.Error:
             continue

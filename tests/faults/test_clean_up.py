@@ -172,7 +172,12 @@ def test_killed_before_it_forgets(zygote: Zygote, nights: World) -> None:
 
 
 @pytest.mark.parametrize(
-    "point", ["worker.uploaded@1", "driver.commit@2", "driver.embedded@1", "publish.uploading@3"]
+    "point",
+    ["worker.uploaded@1"]
+    + [
+        pytest.param(point, marks=pytest.mark.faults_slow)
+        for point in ("driver.commit@2", "driver.embedded@1", "publish.uploading@3")
+    ],
 )
 def test_beside_a_running_job(zygote: Zygote, nights: World, tmp_path: Path, point: str) -> None:
     """The job is held at a point, everything it wrote but its heartbeat looks old, clean-up runs

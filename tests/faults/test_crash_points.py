@@ -54,26 +54,30 @@ def crash_and_run_again(zygote: Zygote, world: World, point: str, action: str) -
     assert again.json["num_encoded"] == len(left), "what was committed was done again"
 
 
-def slow(point: str) -> object:
-    return pytest.param(point, marks=pytest.mark.faults_slow)
+def all_points(*quick: str) -> list[object]:
+    """Every point of a run; those not in ``quick`` with `make test-faults` only."""
+    assert set(quick) <= set(OF_A_RUN)
+    slow = pytest.mark.faults_slow
+    return [name if name in quick else pytest.param(name, marks=slow) for name in OF_A_RUN]
 
 
-QUICK_TO_RAISE = [name if name.startswith(("driver.", "log.")) else slow(name) for name in OF_A_RUN]
-
-
-@pytest.mark.parametrize("point", QUICK_TO_RAISE)
+@pytest.mark.parametrize("point", all_points("driver.commit", "log.written"))
 def test_an_error_costs_no_image(zygote: Zygote, world: World, point: str) -> None:
     crash_and_run_again(zygote, world, point, "raise")
 
 
-@pytest.mark.parametrize("action", ["kill"])
-@pytest.mark.parametrize("point", OF_A_RUN)
-def test_a_crash_costs_no_image(zygote: Zygote, world: World, point: str, action: str) -> None:
-    crash_and_run_again(zygote, world, point, action)
+@pytest.mark.parametrize(
+    "point",
+    all_points(
+        "worker.decode", "worker.uploaded", "driver.received", "driver.commit", "log.written",
+        "driver.committed", "publish.uploading", "publish.visible",
+    ),
+)  # fmt: skip
+def test_a_crash_costs_no_image(zygote: Zygote, world: World, point: str) -> None:
+    crash_and_run_again(zygote, world, point, "kill")
 
 
-@pytest.mark.faults_slow
-@pytest.mark.parametrize("point", OF_A_RUN)
+@pytest.mark.parametrize("point", all_points("driver.commit"))
 def test_a_preemption_costs_no_image(zygote: Zygote, world: World, point: str) -> None:
     crash_and_run_again(zygote, world, point, "term")
 

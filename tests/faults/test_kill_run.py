@@ -139,15 +139,15 @@ class Killer:
             self.made.lose(self.chance.choice(self.made.nodes))
             self.made.add()
         else:
-            while not (workers := self.made.workers()):
+            while not (workers := self.made.workers(self.drivers[-1].ready)):
                 self.alive()
                 time.sleep(0.02)
             self.chance.choice(workers).kill()
 
     def restarts(self) -> tuple[float, float]:
-        """Seconds of the run that were lost to restarts of workers, and of drivers."""
-        lost = [driver.lost() for driver in self.drivers]
-        return sum(workers for _, workers in lost), sum(begun for begun, _ in lost[1:])
+        """Seconds of the run that restarts of workers took, and those of drivers."""
+        took = [driver.restarts() for driver in self.drivers]
+        return sum(workers for _, workers in took), sum(begun for begun, _ in took[1:])
 
 
 def rows_of(store: Path) -> dict[tuple[str, str], dict[str, Any]]:

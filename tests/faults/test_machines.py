@@ -106,8 +106,8 @@ def test_a_worker_that_hangs_is_ended_on_its_machine(
     where = (filled.input.url, filled.store.url, tmp_path / "out")
     filled.put("large.tar", range(3000))
     driver = Driver.start(*where, ray=two_machines.address, deadline_s=6.0)
-    wait_for(lambda: bool(two_machines.workers()), driver)
-    stopped = two_machines.workers()[0]
+    wait_for(lambda: bool(two_machines.workers(driver.ready)), driver)
+    stopped = two_machines.workers(driver.ready)[0]
     stopped.suspend()
     check(filled, driver)
     stopped.wait(timeout=20)

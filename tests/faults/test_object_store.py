@@ -85,8 +85,8 @@ def test_everything_is_throttled_for_a_while(behind: Behind, skip: int, seconds:
 
 @pytest.mark.parametrize(
     ("kind", "skip"),
-    [("drop", 1), slow("drop", 0), slow("drop", 4), ("409", 0), slow("409", 1), slow("409", 4)]
-    + [slow("500", skip) for skip in (0, 1, 4)],
+    [("drop", 1), slow("drop", 0), slow("drop", 4)]
+    + [slow(kind, skip) for kind in ("409", "500") for skip in (0, 1, 4)],
 )
 def test_a_commit_is_answered_wrongly_or_not_at_all(behind: Behind, kind: str, skip: int) -> None:
     """``drop``: it is in the log and nobody said so. 0: the table's creation; 4: the last ones."""
@@ -114,8 +114,7 @@ def test_replies_are_lost(behind: Behind) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "path"),
-    [("stall", TAR), *(slow("stall", path) for path in (LOG, ROWS, MODEL))]
-    + [slow("truncate", path) for path in (TAR, LOG, ROWS, MODEL)],
+    [slow(kind, path) for kind in ("stall", "truncate") for path in (TAR, LOG, ROWS, MODEL)],
 )
 def test_a_body_that_does_not_come(behind: Behind, kind: str, path: str) -> None:
     fault = behind.proxy.wrong(kind, method="GET", path=path, most=2)
@@ -140,6 +139,7 @@ def test_a_share_of_the_bodies_is_cut(behind: Behind) -> None:
     assert behind.proxy.kinds["truncate"] > 3
 
 
+@pytest.mark.faults_slow
 def test_one_object_that_is_refused_does_not_keep_the_others_out(behind: Behind) -> None:
     """As an archived one is, or one of another owner: reported, exit 1, hardly asked again."""
     fault = behind.proxy.wrong("403", path=r"/in/1\.tar")
@@ -156,6 +156,7 @@ def test_one_object_that_is_refused_does_not_keep_the_others_out(behind: Behind)
     behind.world.check()
 
 
+@pytest.mark.faults_slow
 def test_told_to_stop_while_nothing_answers(behind: Behind) -> None:
     """503 for all: no commit gets through, and it still ends within 20 seconds."""
     behind.proxy.wrong("503", skip=40)
@@ -174,7 +175,7 @@ def test_told_to_stop_while_nothing_answers(behind: Behind) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "skip"),
-    [("403", 40), ("400", 40)]
+    [("403", 40), slow("400", 40)]
     + [slow(kind, skip) for kind in ("403", "400") for skip in (0, 15, 60, 90)],
 )
 def test_locked_out_midway(behind: Behind, kind: str, skip: int) -> None:

@@ -84,6 +84,7 @@ def test_two_models_at_once_are_never_mixed(zygote: Zygote, world: World) -> Non
     assert again.wait() == (0 if live["model_id"] == ids[0] else 2)
 
 
+@pytest.mark.faults_slow
 def test_three_drivers_of_a_changed_store(
     zygote: Zygote, world: World, chance: random.Random
 ) -> None:
@@ -154,7 +155,10 @@ def test_a_tar_that_is_older_than_the_last_run_is_seen(zygote: Zygote, world: Wo
     world.check()
 
 
-@pytest.mark.parametrize("clocks", [("86400", "-86400"), ("back", "back")])
+@pytest.mark.parametrize(
+    "clocks",
+    [("86400", "-86400"), pytest.param(("back", "back"), marks=pytest.mark.faults_slow)],
+)
 def test_a_clock_that_is_off_or_steps_back_changes_nothing(
     zygote: Zygote, world: World, clocks: tuple[str, str]
 ) -> None:

@@ -68,10 +68,25 @@ def test_a_death_with_several_counts_against_none_and_each_is_tried_alone() -> N
     calls = [work.bundle(0.0, 2), work.bundle(0.0, 1)]
     after_death(calls, work, 0.0, lost=False)
     assert [names(work.bundle(0.0, 9)) for _ in range(3)] == [["s00"], ["s01"], ["s02"]]
-    assert [work._tasks[s].deaths for s in ("s00", "s01", "s02")] == [0, 0, 1]
+    assert [work._tasks[s].deaths for s in ("s00", "s01", "s02")] == [0, 0, 0]
     lost = dispatch(3)
     after_death([lost.bundle(0.0, 3)], lost, 0.0, lost=True)
     assert names(lost.bundle(0.0, 9)) == ["s00", "s01", "s02"]
+
+
+def test_a_death_counts_against_the_shard_in_work_and_not_the_one_fetched_ahead() -> None:
+    """And one that kills when it was fetched ahead is the older one by and by."""
+    work = dispatch(2)
+    for deaths in (1, 2):
+        calls = [work.bundle(0.0, 1), work.bundle(0.0, 1)]
+        assert [names(call) for call in calls] == [["s00"], ["s01"]]
+        after_death(calls, work, 0.0, lost=False)
+        assert [work._tasks[s].deaths for s in ("s00", "s01")] == [deaths, 0]
+    (quarantined,) = work.bundle(0.0, 1)
+    assert (quarantined.shard.source, quarantined.quarantine) == ("s00", 1)
+    work.finish("s00")
+    after_death([work.bundle(0.0, 1)], work, 0.0, lost=False)
+    assert work._tasks["s01"].deaths == 1
 
 
 def test_a_standstill_with_several_is_no_attempt_of_any() -> None:
