@@ -29,9 +29,11 @@ def file_sha256(path: Path) -> str:
 
 
 def files_sha256(paths: Sequence[Path]) -> list[str]:
-    """sha256 of local files, in their order; they are read side by side."""
+    """sha256 of local files, in their order; they are read side by side, the largest first."""
+    largest_first = sorted(set(paths), key=lambda path: path.stat().st_size, reverse=True)
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        return list(pool.map(file_sha256, paths))
+        found = dict(zip(largest_first, pool.map(file_sha256, largest_first), strict=True))
+    return [found[path] for path in paths]
 
 
 def known_sha256(path: Path) -> str:

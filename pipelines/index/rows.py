@@ -201,11 +201,12 @@ def _reordered(
 def write_array(path: Path, stored: Any, order: NDArray[np.int64]) -> NDArray[Any]:
     """Write rows ``order`` of an array (N, w) to a ``.npy`` file, piece by piece, and map it."""
     shape = (len(order), *stored.shape[1:])
-    made = np.lib.format.open_memmap(path, mode="w+", dtype=stored[:0].dtype, shape=shape)
-    for start in range(0, len(order) if shape[1] else 0, CHUNK):
-        made[start : start + CHUNK] = stored[order[start : start + CHUNK]]
-    made.flush()
-    del made
+    descr = np.lib.format.dtype_to_descr(stored[:0].dtype)
+    header = {"descr": descr, "fortran_order": False, "shape": shape}
+    with path.open("wb") as file:  # a map of the file would fault on each of its pages
+        np.lib.format.write_array_header_1_0(file, header)
+        for start in range(0, len(order) if shape[1] else 0, CHUNK):
+            file.write(np.ascontiguousarray(stored[order[start : start + CHUNK]]).data)
     loaded: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     return loaded
 

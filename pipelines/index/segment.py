@@ -117,7 +117,9 @@ class Stacked:
         rows = np.asarray(rows)
         if not rows.ndim:
             return self[rows[None]][0]  # type: ignore[no-any-return]
-        made = np.empty((len(rows), *base.shape[1:]), base.dtype)
-        old = rows < len(base)
-        made[old], made[~old] = base[rows[old]], delta[rows[~old] - len(base)]
+        new = rows >= len(base)
+        made: NDArray[Any] = np.empty((len(rows), *base.shape[1:]), base.dtype)
+        if len(base):
+            made = np.asarray(base)[np.where(new, 0, rows)]
+        made[new] = delta[rows[new] - len(base)]
         return made

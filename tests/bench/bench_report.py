@@ -18,16 +18,20 @@ CASES = {
     "synthetic": (number_of("ORBIT_BENCH_NUM", 1_000_000), 600.0, None),
 }
 """What fills the store, with how many; seconds and GiB that its publication may take."""
+TITLES = {"images": "100,000 images", "synthetic": "a million made embeddings"}
+BY = {"kmeans": "", "density": ", clusters by density"}
 
 
-@pytest.mark.parametrize("kind", list(CASES))
-def test_a_report_is_made_in_time(kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "clustering"), [("images", "kmeans"), ("images", "density"), ("synthetic", "kmeans")]
+)
+def test_a_report_is_made_in_time(kind: str, clustering: str) -> None:
     num, seconds, memory = CASES[kind]
     place = BUILD / f"report-{kind}-{num}"
     if not (place / "embeddings").exists():
         place.mkdir(parents=True, exist_ok=True)
         _run(kind, str(num), str(place))
-    told = json.loads(_run("publish", str(place)).splitlines()[-1])
+    told = json.loads(_run("publish", str(place), clustering).splitlines()[-1])
     figures = {
         "images": told["num"],
         "seconds": told["seconds"],
@@ -38,8 +42,7 @@ def test_a_report_is_made_in_time(kind: str) -> None:
         "clusters": told["num_clusters"],
         **{f"{stage}, seconds": value for stage, value in told["stages_s"].items()},
     }
-    title = "100,000 images" if kind == "images" else "a million made embeddings"
-    keep(f"Publication and report of {title}", figures)
+    keep(f"Publication and report of {TITLES[kind]}{BY[clustering]}", figures)
     assert told["seconds"] <= seconds
     assert told["page_bytes"] < 15 * MB
     if memory is not None:

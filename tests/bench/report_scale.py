@@ -2,8 +2,8 @@
 
 `python -m tests.bench.report_scale synthetic NUM STORE` fills a store with NUM made embeddings
 (2,000 directions and noise; no images behind them); `... images NUM STORE` with NUM real ones,
-turned views of clothes and digits of ORBIT_DATA, embedded by the model; `... publish STORE`
-publishes, and prints seconds, memory and sizes.
+turned views of clothes and digits of ORBIT_DATA, embedded by the model; `... publish STORE kmeans`
+(or density) publishes, and prints seconds, memory and sizes.
 """
 
 import gzip
@@ -108,7 +108,7 @@ def images(num: int, where: Path) -> None:
     embed_here(str(place), str(where))
 
 
-def published(where: Path) -> dict[str, object]:
+def published(where: Path, clustering: str) -> dict[str, object]:
     """Publish on two threads; seconds of each stage, the peak of resident memory, sizes."""
     torch.set_num_threads(2)
     stages: dict[str, float] = {}
@@ -121,7 +121,8 @@ def published(where: Path) -> dict[str, object]:
         last = now
 
     store = open_store(str(where))
-    row = publish(store.folder, store.model_id, PublishOptions(force=True, threads=2), show)
+    options = PublishOptions(force=True, threads=2, clustering=clustering)
+    row = publish(store.folder, store.model_id, options, show)
     page = where / "artifacts" / row.id / "report.html"
     return {
         "num": row.facts["num_embedded"],
@@ -137,7 +138,7 @@ def published(where: Path) -> dict[str, object]:
 
 if __name__ == "__main__":
     if sys.argv[1] == "publish":
-        print(json.dumps(published(Path(sys.argv[2]))))
+        print(json.dumps(published(Path(sys.argv[2]), sys.argv[3])))
     else:
         make = {"synthetic": synthetic, "images": images}[sys.argv[1]]
         make(int(sys.argv[2]), Path(sys.argv[3]))

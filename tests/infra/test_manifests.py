@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import shlex
@@ -179,6 +180,13 @@ def test_everything_that_is_asked_for_is_pinned() -> None:
     names = {re.match(r"[\w.-]+", words)[0].lower() for words in asked}  # type: ignore[index]
     missing = {re.sub(r"[._]", "-", name) for name in names} - pinned
     assert missing <= {"faiss-gpu"}, missing  # it takes the place of faiss-cpu
+
+
+def test_nothing_is_installed_that_keeps_ray_waiting() -> None:
+    """jsonschema, which Ray imports, compiles this package's grammar at once: 2.4 s in each of the
+    eight processes of a Ray. It comes with the tool of `make sbom`, which has a place of its own.
+    """
+    assert importlib.util.find_spec("rfc3987_syntax") is None
 
 
 def test_compose_closes_what_it_can() -> None:
