@@ -60,6 +60,7 @@ class WorkerSettings:
     threads: int = 1
     device: str = "cpu"
     reduced_jpeg: bool = False
+    compile: bool = False
     prefix: str = ""
     run: str = ""
     log_format: str = "text"
@@ -88,8 +89,8 @@ class ShardEmbedder:
         self.table = Folder(settings.store_url).child(f"embeddings/{settings.model_id}")
         self._place = scratch.folder()
         self.embedder = load_embedder(settings, Path(self._place.name))
-        self.pace = warm_up(self.embedder, settings.threads, settings.batch_size)
-        self.lanes = Lanes(settings.threads, encodes=self.pace.in_lanes)
+        self.batching = warm_up(self.embedder, settings.threads, settings.batch_size)
+        self.lanes = Lanes(settings.threads, encodes=self.batching.in_lanes)
         self._reading, self._encoding, self._steps = Turn(), Turn(), itertools.count(1)
         self.input.on_read = self._step  # a shard may be long and hold few images
         self._first: Shard | None = None
@@ -188,7 +189,7 @@ class ShardEmbedder:
         preparer = Preparer(
             self.embedder, work.shard.source, self.settings.thumbnail_share, reduced=self._reduced
         )
-        enough = min(work.batch_size, self.pace.batch_size)
+        enough = min(work.batch_size, self.batching.batch_size)
 
         def prepare(chunk: list[Sample]) -> Prepared:
             prepared = preparer.prepare(chunk, carried.by_digest)
@@ -204,7 +205,7 @@ class ShardEmbedder:
         self, work: ShardWork, samples: Iterator[Sample], carried: Carried, ticket: int
     ) -> Iterator[Prepared]:
         """The same by a decoder that may crash without harm, one image at a time."""
-        enough = min(work.batch_size, self.pace.batch_size, CHUNK)
+        enough = min(work.batch_size, self.batching.batch_size, CHUNK)
         with IsolatedDecoder() as child:
             preparer = Preparer(
                 self.embedder, work.shard.source, self.settings.thumbnail_share, child.decode

@@ -127,6 +127,7 @@ class EmbeddingRun:
             threads=layout.threads,
             device=layout.device,
             reduced_jpeg=settings.reduced_jpeg,
+            compile=settings.compile,
             prefix=job.prefix,
             run=job.run,
             log_format=log().format,

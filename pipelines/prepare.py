@@ -54,14 +54,6 @@ class Prepared:
         self.seconds.absorb(other.seconds)
 
 
-@dataclass(slots=True)
-class Clocks:
-    """Seconds of one call of ``prepare``."""
-
-    decode_s: float = 0.0
-    thumbnail_s: float = 0.0
-
-
 class Preparer:
     """Turns samples into rows and model input; used by several threads at once."""
 
@@ -86,7 +78,7 @@ class Preparer:
             return self._prepare(samples, done)
 
     def _prepare(self, samples: Sequence[Sample], done: Mapping[str, Row]) -> Prepared:
-        out, clocks = Prepared(), Clocks()
+        out = Prepared()
         waiting: list[tuple[Row, NDArray[Any]]] = []
         waiting_bytes = 0
         for sample in samples:
@@ -99,19 +91,17 @@ class Preparer:
             if earlier is not None:
                 carry_over(earlier, row)
                 continue
-            image = self._decoded(sample, row, clocks)
+            image = self._decoded(sample, row, out.seconds)
             if image is not None:
                 waiting.append((row, image))
                 waiting_bytes += image.nbytes
             if waiting_bytes > MAX_PIXEL_BYTES:
-                self._preprocess(waiting, out)
+                self._use(waiting, out)
                 waiting, waiting_bytes = [], 0
-        self._preprocess(waiting, out)
-        out.seconds.add("decode", clocks.decode_s)
-        out.seconds.add("thumbnail", clocks.thumbnail_s)
+        self._use(waiting, out)
         return out
 
-    def _decoded(self, sample: Sample, row: Row, clocks: Clocks) -> NDArray[Any] | None:
+    def _decoded(self, sample: Sample, row: Row, seconds: Seconds) -> NDArray[Any] | None:
         started = time.perf_counter()
         try:
             image, (row.height, row.width) = self._pixels(sample.data)
@@ -120,11 +110,7 @@ class Preparer:
             row.error = one_line(error)
             return None
         finally:
-            decoded = time.perf_counter()
-            clocks.decode_s += decoded - started
-        if self._all_shown or image_id(self._source, row.key) < self._share_of_ids:
-            row.thumbnail = encode_thumbnail(image)
-        clocks.thumbnail_s += time.perf_counter() - decoded
+            seconds.add("decode", time.perf_counter() - started)
         return image
 
     def _pixels(self, data: bytes) -> tuple[NDArray[Any], tuple[int, int]]:
@@ -135,10 +121,25 @@ class Preparer:
         image = self._decode(data)
         return image, image.shape[:2]
 
-    def _preprocess(self, waiting: list[tuple[Row, NDArray[Any]]], out: Prepared) -> None:
+    def _use(self, waiting: list[tuple[Row, NDArray[Any]]], out: Prepared) -> None:
+        """Thumbnails, then model input, of some decoded images.
+
+        Each for all of them at once: a processor that changes between narrow and wide instructions
+        from image to image is slow at both. Measured for JPEG of 256 x 256: 1,173 microseconds an
+        image with each thumbnail made at once, 1,078 so; with each preprocessed at once too, 1,557.
+        """
         if not waiting:
             return
         started = time.perf_counter()
+        for row, image in waiting:
+            if self._all_shown or image_id(self._source, row.key) < self._share_of_ids:
+                row.thumbnail = encode_thumbnail(image)
+        shown = time.perf_counter()
+        self._preprocess(waiting, out)
+        out.seconds.add("thumbnail", shown - started)
+        out.seconds.add("preprocess", time.perf_counter() - shown)
+
+    def _preprocess(self, waiting: list[tuple[Row, NDArray[Any]]], out: Prepared) -> None:
         rows, images = [row for row, _ in waiting], [image for _, image in waiting]
         try:
             parts = [self._embedder.preprocess(images)]
@@ -146,7 +147,6 @@ class Preparer:
             rows, parts = self._one_by_one(waiting)
         out.encodable.extend(rows)
         out.pixels.extend(parts)
-        out.seconds.add("preprocess", time.perf_counter() - started)
 
     def _one_by_one(
         self, waiting: list[tuple[Row, NDArray[Any]]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import time
@@ -57,6 +58,16 @@ def whereabouts() -> Whereabouts:
     return Whereabouts(os.getpid(), machine, node)
 
 
+def spare_what_stays() -> None:
+    """Let the garbage collector pass over all that a loaded worker holds: it stays to the end.
+
+    Rows come by thousands, and set it off again and again: 15 of 65 microseconds that preparing a
+    28 x 28 PNG took.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 class ShardWorker:
     """The actor. Its methods return what happened; an exception never crosses to the driver."""
 
@@ -71,6 +82,7 @@ class ShardWorker:
             self._embedder = ShardEmbedder(settings, name)
         except Exception as error:  # the process boundary
             return failure_of(error)
+        spare_what_stays()
         return Ready()
 
     def embed(self, works: Sequence[ShardWork]) -> Answer:

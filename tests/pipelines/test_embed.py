@@ -25,7 +25,7 @@ from pipelines.shard_file import ShardFile, image_id
 from pipelines.shards import Shard, list_shards
 from pipelines.storage import Folder
 from pipelines.table import SCHEMA, KnownFile, Receipt, shard_folder
-from pipelines.warm_up import Pace, at_most
+from pipelines.warm_up import Batching, at_most
 
 MODEL = "d4-28-grey"
 MakePng = Callable[[NDArray[Any]], bytes]
@@ -336,7 +336,7 @@ def test_two_shards_at_once_end_in_their_turn(
         return encode(batch)
 
     monkeypatch.setattr(bench.worker.embedder, "encode", noted)
-    monkeypatch.setattr(bench.worker, "pace", Pace(256, in_lanes=True))
+    monkeypatch.setattr(bench.worker, "batching", Batching(256, in_lanes=True))
     with ThreadPoolExecutor(2) as threads:
         found = list(
             threads.map(lambda size: bench.embed(batch_size=size, attempt=size), (150, 30))
