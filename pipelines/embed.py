@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -95,6 +96,7 @@ class ShardEmbedder:
         self.input.on_read = self._step  # a shard may be long and hold few images
         self._first: Shard | None = None
         self._kept: list[Sample] = []
+        self._counting, self._counted_s = threading.Lock(), time.process_time()
 
     def embed(self, work: ShardWork) -> Receipt:
         """Embed one shard, upload its file under a name never used before, and vouch for it.
@@ -109,14 +111,14 @@ class ShardEmbedder:
             with ShardFile(Path(place, "shard.parquet"), shard.source, shard.etag) as file:
                 file.add(carried.rows)
                 self._add_images(file, work, carried, tally)
-                with tally.timed("write"):
+                with tally.phases.timed("write"):
                     checked = file.finish()
             path = (
                 f"{shard_folder(shard.source)}/{work.run}-{work.attempt}"
                 f"-{checked.num_rows}-{checked.sha256}.parquet"
             )
             faultpoint("worker.written")
-            with tally.timed("upload"):
+            with tally.phases.timed("upload"):
                 self.table.upload(checked.path, path)
             faultpoint("worker.uploaded")
         self._step()
@@ -149,9 +151,10 @@ class ShardEmbedder:
                 if not self.lanes.alone:  # the next shard may begin while this one's end is encoded
                     samples = followed_by(samples, turn.close)
                 for done in parts(work, samples, carried, ticket):
-                    tally.seconds.absorb(done.seconds)
+                    tally.phases.absorb(done.phases)
                     tally.num_encoded += done.num_encoded
-                    file.add(done.rows)
+                    with tally.phases.timed("write"):
+                        file.add(done.rows)
                     self._step()
         for found in damage:
             file.mark("!damaged", f"at {found.position}: {found.reason}")
@@ -164,13 +167,14 @@ class ShardEmbedder:
         shard = as_listed(work.shard, self.settings.prefix)
         reading = iter(read_shard(self.input, shard, self.settings.read, only=carried.missing))
         keep = not work.quarantine and self._first in (None, work.shard)
-        fetch_s, clock, kept = 0.0, time.perf_counter, 0
+        fetch_s = core_s = 0.0
+        clock, working, kept = time.perf_counter, time.thread_time, 0
         while True:
-            started = clock()
+            started, worked = clock(), working()
             found = next(reading, None)
-            fetch_s += clock() - started
+            fetch_s, core_s = fetch_s + clock() - started, core_s + working() - worked
             if found is None:
-                tally.seconds.add("fetch", fetch_s)
+                tally.phases.add("fetch", fetch_s, core_s)
                 return
             if isinstance(found, Damage):
                 damage.append(found)
@@ -226,9 +230,8 @@ class ShardEmbedder:
             if not self.lanes.encodes:
                 turn.enter_context(self._encoding.hold(ticket))
                 torch.set_num_threads(self.lanes.threads)
-            started = time.perf_counter()
-            embeddings, poses = self.embedder.encode(batch)
-            prepared.seconds.add("encode", time.perf_counter() - started)
+            with prepared.phases.timed("encode"):
+                embeddings, poses = self.embedder.encode(batch)
         fill(prepared.encodable, embeddings, poses)
         prepared.num_encoded = len(prepared.encodable)
         return prepared
@@ -245,6 +248,12 @@ class ShardEmbedder:
                 file.add([row])
                 tally.num_encoded += row.embedding is not None
                 self._step()
+
+    def _spent(self) -> float:
+        """Seconds of cores that the process took since this was last asked, or since the start."""
+        with self._counting:
+            before, self._counted_s = self._counted_s, time.process_time()
+            return self._counted_s - before
 
     def _step(self) -> None:
         self.progress = next(self._steps)
@@ -269,7 +278,8 @@ class ShardEmbedder:
             worker=self.worker,
             pid=os.getpid(),
             in_bytes=tally.in_bytes if shard.kind == "folder" else shard.size,
-            seconds=dict(tally.seconds),
+            seconds=dict(tally.phases.seconds),
+            core_s=dict(tally.phases.core_s) | {"whole": self._spent()},
         )
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -135,6 +136,7 @@ def test_the_receipt_vouches_for_the_file_on_disk(
 ) -> None:
     bench.put("x.tar", make_tar({"a.png": make_png(picture(1)), "b.png": b"text"}))
     receipt = bench.embed(run="run", attempt=3)
+    ended = time.process_time()
     content = Path(bench.worker.table.url, receipt.path).read_bytes()
     assert receipt.sha256 == hashlib.sha256(content).hexdigest()
     assert receipt.size == len(content)
@@ -142,6 +144,13 @@ def test_the_receipt_vouches_for_the_file_on_disk(
     assert (receipt.num_rows, receipt.num_embedded, receipt.num_rejected) == (2, 1, 1)
     assert (receipt.num_encoded, receipt.damaged, receipt.worker) == (1, False, "w7")
     assert {"fetch", "decode", "encode", "write", "upload"} <= receipt.seconds.keys()
+    phases = {name: spent for name, spent in receipt.core_s.items() if name != "whole"}
+    assert phases.keys() == receipt.seconds.keys()
+    assert 0 < sum(phases.values()) < receipt.core_s["whole"]
+    assert all(spent <= receipt.seconds[name] + 1e-3 for name, spent in phases.items())
+    second = bench.embed(run="again").core_s["whole"]  # what the first one told is not told again
+    assert receipt.core_s["whole"] > 0.01
+    assert second < time.process_time() - ended + 0.005
 
 
 def test_image_ids_are_63_bits_of_blake2b_over_source_key_and_occurrence() -> None:
