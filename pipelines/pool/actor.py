@@ -7,6 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,9 @@ from pipelines.layout import Layout
 from pipelines.pool.meters import Meters
 from pipelines.table import Receipt
 from pipelines.telemetry import worker_log
+
+CALLS_AT_ONCE = 2
+"""One in work, and one that is fetched ahead."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +73,14 @@ def spare_what_stays() -> None:
 
 
 class ShardWorker:
-    """The actor. Its methods return what happened; an exception never crosses to the driver."""
+    """The actor. Its methods return what happened; an exception never crosses to the driver.
+
+    Shards are embedded by threads of its own: they start when the model is loaded, and so share the
+    memory that is kept (see ``allocator.py``), which Ray's threads would not.
+    """
 
     def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(CALLS_AT_ONCE, "embed")
         self._embedder: ShardEmbedder | None = None
         self._meters: Meters | None = None
 
@@ -86,6 +95,9 @@ class ShardWorker:
         return Ready()
 
     def embed(self, works: Sequence[ShardWork]) -> Answer:
+        return self._threads.submit(self._answer, works).result()
+
+    def _answer(self, works: Sequence[ShardWork]) -> Answer:
         began, results = time.monotonic(), list[Receipt | Failure]()
         for work in works:
             results.append(self._embed(work))
@@ -129,7 +141,7 @@ def start_actor(layout: Layout) -> Any:
         num_gpus=layout.gpus_per_worker,
         memory=layout.memory_per_worker or None,
         max_restarts=0,
-        max_concurrency=2,
+        max_concurrency=CALLS_AT_ONCE,
         concurrency_groups={"control": 1},
     )(ShardWorker)
     return kind.remote()

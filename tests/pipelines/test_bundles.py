@@ -1,6 +1,7 @@
 """Several small shards in one call to a worker, and what a failure of such a call means."""
 
 import gc
+import threading
 from typing import Any
 
 import pytest
@@ -87,8 +88,11 @@ def test_a_standstill_with_several_is_no_attempt_of_any() -> None:
 
 
 def test_the_worker_ends_a_call_at_the_first_failure() -> None:
+    threads: list[str] = []
+
     class Embedder:
         def embed(self, work: ShardWork) -> Receipt:
+            threads.append(threading.current_thread().name)
             if work.shard.source == "s01":
                 raise ValueError("broken")
             return receipt(work)
@@ -97,6 +101,7 @@ def test_the_worker_ends_a_call_at_the_first_failure() -> None:
     worker._embedder = Embedder()  # type: ignore[assignment]
     answer = worker.embed(dispatch(3).bundle(0.0, 3))
     assert [type(result) for result in answer.results] == [Receipt, Failure]
+    assert set(threads) == {"embed_0"}  # its own, which start when the model is loaded
 
 
 @pytest.mark.parametrize("told", ["receipts", "failure", "fatal"])
