@@ -67,7 +67,7 @@ class Embedder:
         )
         self.group: FiniteGroup = model.group
         self.frozen = in_precision(frozen(model.encoder), precision)
-        self.device = "cpu"
+        self.device, self.compiled = "cpu", False
         self.dim = projection.dim
         self.image_size, self.channels = spec.image_size, spec.channels
         self.readout = model.config.readout
@@ -140,6 +140,7 @@ class Embedder:
             self.frozen.base = compiled(self.frozen.base)
         else:
             self.frozen = compiled(self.frozen)
+        self.compiled = True
 
     def check_golden(self, tensors: dict[str, Tensor]) -> None:
         """Raise CheckpointError when the golden images no longer give the embeddings recorded."""

@@ -17,7 +17,7 @@ from pipelines.efficiency import Rates
 from pipelines.faults import faultpoint
 from pipelines.isolated import IsolatedDecoder
 from pipelines.lanes import Lanes
-from pipelines.pacing import Tally, Turn, chunked
+from pipelines.pacing import Seconds, Tally, Turn, chunked
 from pipelines.prepare import Prepared, Preparer, fill
 from pipelines.quarantine import Quarantine
 from pipelines.shard_file import CheckedFile, ShardFile
@@ -97,6 +97,7 @@ class ShardEmbedder:
         self._first: Shard | None = None
         self._kept: list[Sample] = []
         self._counting, self._counted_s = threading.Lock(), time.process_time()
+        self._core_s, self._num_encoded = Seconds(), 0
 
     def embed(self, work: ShardWork) -> Receipt:
         """Embed one shard, upload its file under a name never used before, and vouch for it.
@@ -134,9 +135,13 @@ class ShardEmbedder:
         if self._first is None or not self._kept:
             return None
         first = as_listed(self._first, self.settings.prefix)
-        return calibrate.measure(
+        rates = calibrate.measure(
             self.embedder, self._kept, self.input, first, self.settings.threads, self._reduced
         )
+        if rates is None or not self._num_encoded:
+            return rates
+        seen = {phase: spent / self._num_encoded for phase, spent in self._core_s.items()}
+        return calibrate.bounded(rates, seen, self.lanes.encodes)
 
     def _add_images(self, file: ShardFile, work: ShardWork, carried: Carried, tally: Tally) -> None:
         damage = list[Damage]()
@@ -249,9 +254,12 @@ class ShardEmbedder:
                 tally.num_encoded += row.embedding is not None
                 self._step()
 
-    def _spent(self) -> float:
+    def _spent(self, work: ShardWork, tally: Tally) -> float:
         """Seconds of cores that the process took since this was last asked, or since the start."""
         with self._counting:
+            if not work.quarantine:  # in which a child does the work
+                self._core_s.absorb(tally.phases.core_s)
+                self._num_encoded += tally.num_encoded
             before, self._counted_s = self._counted_s, time.process_time()
             return self._counted_s - before
 
@@ -279,7 +287,7 @@ class ShardEmbedder:
             pid=os.getpid(),
             in_bytes=tally.in_bytes if shard.kind == "folder" else shard.size,
             seconds=dict(tally.phases.seconds),
-            core_s=dict(tally.phases.core_s) | {"whole": self._spent()},
+            core_s=dict(tally.phases.core_s) | {"whole": self._spent(work, tally)},
         )
 
 

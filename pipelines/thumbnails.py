@@ -9,6 +9,7 @@ All others are JPEG: of 48 x 48 colour pixels libwebp makes 950 bytes in 322 mic
 from __future__ import annotations
 
 import io
+import itertools
 from functools import lru_cache
 from typing import Any
 
@@ -21,6 +22,7 @@ try:
 except ImportError:  # the extra "fast" is not installed
     simplejpeg = None
 
+LONG_ROW = 1 << 14  # values
 QUALITIES = (75, 60, 45, 30, 15)
 Pixels = NDArray[Any]
 
@@ -53,7 +55,7 @@ def _shrunk(pixels: Pixels, side: int) -> Pixels:
 
     Below half the size each pixel is the mean of some points of the area that it stands for, 2 x 2
     and from an eighth on 3 x 3: Pillow looks at all of them and takes 2.4 times as long for 256 x
-    256 in colour. Rows come first, because they are copied whole.
+    256 in colour.
     """
     height, width = pixels.shape[:2]
     factor = max(height, width) / side
@@ -64,16 +66,29 @@ def _shrunk(pixels: Pixels, side: int) -> Pixels:
     points = 2 if factor < 8 else 3
     small = [max(1, round(length / factor)) for length in (height, width)]
     rows, values = _rows_and_values(pixels.shape, small[0], small[1], points)
-    lines = pixels.reshape(height, -1)
-    summed = lines.take(rows[0], 0).astype(np.uint16)
-    for row in rows[1:]:
-        summed += lines.take(row, 0)
-    total = summed.take(values[0], 1)
-    for value in values[1:]:
-        total += summed.take(value, 1)
+    total = _summed(pixels.reshape(height, -1), rows, values)
     total += points * points // 2
     total //= points * points
     found: Pixels = total.astype(np.uint8).reshape(*small, *pixels.shape[2:])
+    return found
+
+
+def _summed(lines: Pixels, rows: NDArray[np.intp], values: NDArray[np.intp]) -> NDArray[np.uint16]:
+    """uint8 (H, W) -> (height, width): the sums over all the given rows and values of a row.
+
+    Whole rows are copied first, which is the faster way, unless they are so long that this would
+    take memory.
+    """
+    found = np.zeros((rows.shape[1], values.shape[1]), np.uint16)
+    if lines.shape[1] > LONG_ROW:
+        for row, value in itertools.product(rows, values):
+            found += lines[np.ix_(row, value)]
+        return found
+    summed = lines.take(rows[0], 0).astype(np.uint16)
+    for row in rows[1:]:
+        summed += lines.take(row, 0)
+    for value in values:
+        found += summed.take(value, 1)
     return found
 
 

@@ -90,7 +90,9 @@ def warm_up(embedder: Embedder, threads: int, batch_size: int | None) -> Batchin
     if batch_size is None:
         sizes = [count for count in CANDIDATES if count < most]
         most = fastest([most, *sizes], lambda count: embedder.encode(images[:count]), ends)
-    in_lanes = threads == 1 or lanes_are_faster(embedder, images[:most], threads, ends)
+    # What was compiled is for one thread: for another number torch would compile it again.
+    alone = threads == 1 or embedder.compiled
+    in_lanes = alone or lanes_are_faster(embedder, images[:most], threads, ends)
     torch.set_num_threads(1 if in_lanes else threads)
     return Batching(most, in_lanes)
 

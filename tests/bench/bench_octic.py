@@ -17,7 +17,6 @@ from statistics import median
 
 import pytest
 import torch
-import torch._inductor.config as inductor
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
@@ -131,7 +130,7 @@ def operations(encode: Encode, batch: int = AT_ONCE) -> str:
 
 def compiled(module: nn.Module) -> Encode:
     """The module under torch.compile, its weights constants."""
-    encode: Encode = torch.compile(module, dynamic=False)
+    encode: Encode = torch.compile(module, dynamic=False, options={"freezing": True})
     for batch in BATCHES:
         encode(torch.rand(batch, 1, 28, 28))
     return encode
@@ -139,8 +138,7 @@ def compiled(module: nn.Module) -> Encode:
 
 @pytest.mark.filterwarnings("ignore")
 @torch.inference_mode()
-def test_octic_against_plain_and_dense(one_thread: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inductor, "freezing", True)
+def test_octic_against_plain_and_dense(one_thread: None) -> None:
     modules = {f"dense, width {DENSE_WIDTH}": encoder("dense", DENSE_WIDTH)}
     for width in WIDTHS:
         octic = encoder("octic", width)

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from eqmodel import Embedder
 from eqmodel.checkpoint import resolve
 from pipelines.embed import ShardEmbedder, ShardWork, WorkerSettings
 from pipelines.errors import ModelMismatchError, ObjectChanged, ShardFileError
@@ -407,6 +408,12 @@ def test_calibration_measures_each_phase_on_images_of_the_run(
     assert rates.preprocess_s > 0
     assert rates.fetch_bytes_per_s is not None
     assert not rates.encode_on_gpu
+    seen = bench.worker._core_s
+    assert bench.worker._num_encoded >= 20
+    seen.update(dict.fromkeys(("decode", "preprocess", "encode"), 1e-9))
+    bounded = bench.worker.calibrate()
+    assert bounded is not None
+    assert max(bounded.decode_s, bounded.preprocess_s, bounded.encode_s) < 1e-9
 
 
 def test_model_input_of_one_batch_is_bounded(worker: ShardEmbedder) -> None:
@@ -475,3 +482,21 @@ def test_in_quarantine_only_the_image_that_crashes_is_rejected(
     assert "died twice (SIGSEGV, SIGSEGV)" in rows["b"]["error"]
     assert "not an image" in rows["d"]["error"]
     assert (receipt.num_embedded, receipt.num_rejected) == (2, 2)
+
+
+def test_a_compiled_encoder_is_one_for_the_lanes(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its threads are counted when it is compiled: no other number of them is tried."""
+    compiled_for: list[int] = []
+
+    def note(embedder: Embedder) -> None:
+        compiled_for.append(torch.get_num_threads())
+        embedder.compiled = True
+
+    monkeypatch.setattr(Embedder, "compile", note)
+    monkeypatch.setattr("pipelines.warm_up.lanes_are_faster", lambda *_: pytest.fail("tried"))
+    worker = ShardEmbedder(replace(bench.settings, compile=True, threads=2))
+    assert compiled_for == [1]
+    assert worker.batching.in_lanes
+    assert worker.lanes.encodes

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from eqmodel.errors import CheckpointError
-from pipelines.calibrate import BUDGET_S, LEAST_PASSES, quartiles
+from pipelines.calibrate import BUDGET_S, LEAST_PASSES, bounded, quartiles
 from pipelines.dispatch import Dispatch
 from pipelines.efficiency import Demand, Rates, core_us, ideal, mean, ratio
 from pipelines.errors import AccessDenied, ObjectChanged, ObjectMissing, SettingsError, StorageError
@@ -262,6 +262,14 @@ def test_where_the_time_of_the_cores_went() -> None:
     assert found == pytest.approx({"encode": 3000, "write": 500, "other": 1000, "outside": 3500})
     assert sum(found.values()) == pytest.approx(1e6 * 2.0 * 4.0 / 1000)
     assert core_us(spent, 0, 2.0, 4.0) is None
+
+
+def test_no_phase_needs_more_than_it_took_in_the_run() -> None:
+    rates, seen = Rates(3.0, 5.0, 7.0, False, 8.0, 10), {"decode": 4.0, "encode": 6.0, "write": 1.0}
+    assert bounded(rates, seen, True) == Rates(3.0, 5.0, 6.0, False, 8.0, 10)
+    assert bounded(rates, seen | {"preprocess": 1.0}, False) == Rates(3.0, 1.0, 7.0, False, 8.0, 10)
+    on_gpu = replace(rates, encode_on_gpu=True)
+    assert bounded(on_gpu, seen, True) == on_gpu
 
 
 def test_the_mean_worker() -> None:
