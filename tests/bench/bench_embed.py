@@ -93,7 +93,7 @@ def spent(core_us: dict[str, float]) -> str:
 
 
 KINDS = [(28, "28x28 PNG", 2 * SHARDS), (256, "256x256 JPEG", 2 * SHARDS),
-         (1024, "1024x1024 JPEG", SHARDS)]  # fmt: skip
+         (1024, "1024x1024 JPEG", 4 * SHARDS)]  # fmt: skip
 
 
 @pytest.mark.parametrize(("side", "kind", "shards"), KINDS)
