@@ -31,8 +31,8 @@ LIMITS = {"cpu": "the processor", "gpu": "the GPU", "network": "the network"}
 
 
 def speed_lines(summary: "EmbedSummary") -> list[str]:
-    """The speed, what share of the machine's limit it is, and the parts by themselves; nothing
-    when none was measured.
+    """The speed, what share of the machine's limit it is, the parts by themselves, and what the
+    cores did; nothing when none was measured.
     """
     facts = summary.as_dict()
     if facts["images_per_s"] is None:
@@ -44,7 +44,9 @@ def speed_lines(summary: "EmbedSummary") -> list[str]:
     line += f" ({facts['efficiency_total']:.0%} with start and end)"
     parts = [(name, facts[f"{name}_per_s"]) for name in ("fetch", "decode", "model")]
     told = ", ".join(f"{name} {rate:,.0f}/s" for name, rate in parts if rate is not None)
-    return [line, f"alone    {told}"]
+    spent = sorted(facts["core_us"].items(), key=lambda phase: -phase[1])
+    shares = ", ".join(f"{name} {each:,.0f}" for name, each in spent if each >= 0.5)
+    return [line, f"alone    {told}", f"cores    us an image: {shares}"]
 
 
 def plan_text(summary: "EmbedSummary") -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+
+from pipelines.pacing import Seconds
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,25 @@ def ideal(rates: Rates, demand: Demand) -> Ideal:
     limit = max(needs, key=lambda name: needs[name])
     alone = (ratio(float(images), s) for s in (needs.get("network", 0.0), decode_s, model_s))
     return Ideal(needs[limit], limit, *alone)
+
+
+def core_us(
+    core_s: Sequence[Mapping[str, float]], num_encoded: int, cores: float, steady_s: float
+) -> dict[str, float] | None:
+    """Microseconds of the cores for each encoded image, by what they did; None of no image.
+
+    By phase, from the receipts; ``other`` is what the workers took besides: Python, Ray, the other
+    threads of torch. ``outside`` is what no worker had: other programs, waiting, nothing to do.
+    """
+    if not num_encoded:
+        return None
+    phases = Seconds()
+    for spent in core_s:
+        phases.absorb(spent)
+    whole = phases.pop("whole", 0.0)
+    phases["other"] = max(0.0, whole - sum(phases.values()))
+    phases["outside"] = max(0.0, cores * steady_s - whole)
+    return {phase: 1e6 * seconds / num_encoded for phase, seconds in phases.items()}
 
 
 def ratio(ideal_s: float | None, actual_s: float) -> float | None:

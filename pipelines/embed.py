@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -16,7 +17,7 @@ from pipelines.efficiency import Rates
 from pipelines.faults import faultpoint
 from pipelines.isolated import IsolatedDecoder
 from pipelines.lanes import Lanes
-from pipelines.pacing import Tally, Turn, chunked
+from pipelines.pacing import Seconds, Tally, Turn, chunked
 from pipelines.prepare import Prepared, Preparer, fill
 from pipelines.quarantine import Quarantine
 from pipelines.shard_file import CheckedFile, ShardFile
@@ -60,6 +61,7 @@ class WorkerSettings:
     threads: int = 1
     device: str = "cpu"
     reduced_jpeg: bool = False
+    compile: bool = False
     prefix: str = ""
     run: str = ""
     log_format: str = "text"
@@ -88,12 +90,14 @@ class ShardEmbedder:
         self.table = Folder(settings.store_url).child(f"embeddings/{settings.model_id}")
         self._place = scratch.folder()
         self.embedder = load_embedder(settings, Path(self._place.name))
-        self.pace = warm_up(self.embedder, settings.threads, settings.batch_size)
-        self.lanes = Lanes(settings.threads, encodes=self.pace.in_lanes)
+        self.batching = warm_up(self.embedder, settings.threads, settings.batch_size)
+        self.lanes = Lanes(settings.threads, encodes=self.batching.in_lanes)
         self._reading, self._encoding, self._steps = Turn(), Turn(), itertools.count(1)
         self.input.on_read = self._step  # a shard may be long and hold few images
         self._first: Shard | None = None
         self._kept: list[Sample] = []
+        self._counting, self._counted_s = threading.Lock(), time.process_time()
+        self._core_s, self._num_encoded = Seconds(), 0
 
     def embed(self, work: ShardWork) -> Receipt:
         """Embed one shard, upload its file under a name never used before, and vouch for it.
@@ -108,14 +112,14 @@ class ShardEmbedder:
             with ShardFile(Path(place, "shard.parquet"), shard.source, shard.etag) as file:
                 file.add(carried.rows)
                 self._add_images(file, work, carried, tally)
-                with tally.timed("write"):
+                with tally.phases.timed("write"):
                     checked = file.finish()
             path = (
                 f"{shard_folder(shard.source)}/{work.run}-{work.attempt}"
                 f"-{checked.num_rows}-{checked.sha256}.parquet"
             )
             faultpoint("worker.written")
-            with tally.timed("upload"):
+            with tally.phases.timed("upload"):
                 self.table.upload(checked.path, path)
             faultpoint("worker.uploaded")
         self._step()
@@ -131,9 +135,13 @@ class ShardEmbedder:
         if self._first is None or not self._kept:
             return None
         first = as_listed(self._first, self.settings.prefix)
-        return calibrate.measure(
+        rates = calibrate.measure(
             self.embedder, self._kept, self.input, first, self.settings.threads, self._reduced
         )
+        if rates is None or not self._num_encoded:
+            return rates
+        seen = {phase: spent / self._num_encoded for phase, spent in self._core_s.items()}
+        return calibrate.bounded(rates, seen, self.lanes.encodes)
 
     def _add_images(self, file: ShardFile, work: ShardWork, carried: Carried, tally: Tally) -> None:
         damage = list[Damage]()
@@ -148,9 +156,10 @@ class ShardEmbedder:
                 if not self.lanes.alone:  # the next shard may begin while this one's end is encoded
                     samples = followed_by(samples, turn.close)
                 for done in parts(work, samples, carried, ticket):
-                    tally.seconds.absorb(done.seconds)
+                    tally.phases.absorb(done.phases)
                     tally.num_encoded += done.num_encoded
-                    file.add(done.rows)
+                    with tally.phases.timed("write"):
+                        file.add(done.rows)
                     self._step()
         for found in damage:
             file.mark("!damaged", f"at {found.position}: {found.reason}")
@@ -163,13 +172,14 @@ class ShardEmbedder:
         shard = as_listed(work.shard, self.settings.prefix)
         reading = iter(read_shard(self.input, shard, self.settings.read, only=carried.missing))
         keep = not work.quarantine and self._first in (None, work.shard)
-        fetch_s, clock, kept = 0.0, time.perf_counter, 0
+        fetch_s = core_s = 0.0
+        clock, working, kept = time.perf_counter, time.thread_time, 0
         while True:
-            started = clock()
+            started, worked = clock(), working()
             found = next(reading, None)
-            fetch_s += clock() - started
+            fetch_s, core_s = fetch_s + clock() - started, core_s + working() - worked
             if found is None:
-                tally.seconds.add("fetch", fetch_s)
+                tally.phases.add("fetch", fetch_s, core_s)
                 return
             if isinstance(found, Damage):
                 damage.append(found)
@@ -188,7 +198,7 @@ class ShardEmbedder:
         preparer = Preparer(
             self.embedder, work.shard.source, self.settings.thumbnail_share, reduced=self._reduced
         )
-        enough = min(work.batch_size, self.pace.batch_size)
+        enough = min(work.batch_size, self.batching.batch_size)
 
         def prepare(chunk: list[Sample]) -> Prepared:
             prepared = preparer.prepare(chunk, carried.by_digest)
@@ -204,7 +214,7 @@ class ShardEmbedder:
         self, work: ShardWork, samples: Iterator[Sample], carried: Carried, ticket: int
     ) -> Iterator[Prepared]:
         """The same by a decoder that may crash without harm, one image at a time."""
-        enough = min(work.batch_size, self.pace.batch_size, CHUNK)
+        enough = min(work.batch_size, self.batching.batch_size, CHUNK)
         with IsolatedDecoder() as child:
             preparer = Preparer(
                 self.embedder, work.shard.source, self.settings.thumbnail_share, child.decode
@@ -225,9 +235,8 @@ class ShardEmbedder:
             if not self.lanes.encodes:
                 turn.enter_context(self._encoding.hold(ticket))
                 torch.set_num_threads(self.lanes.threads)
-            started = time.perf_counter()
-            embeddings, poses = self.embedder.encode(batch)
-            prepared.seconds.add("encode", time.perf_counter() - started)
+            with prepared.phases.timed("encode"):
+                embeddings, poses = self.embedder.encode(batch)
         fill(prepared.encodable, embeddings, poses)
         prepared.num_encoded = len(prepared.encodable)
         return prepared
@@ -244,6 +253,15 @@ class ShardEmbedder:
                 file.add([row])
                 tally.num_encoded += row.embedding is not None
                 self._step()
+
+    def _spent(self, work: ShardWork, tally: Tally) -> float:
+        """Seconds of cores that the process took since this was last asked, or since the start."""
+        with self._counting:
+            if not work.quarantine:  # in which a child does the work
+                self._core_s.absorb(tally.phases.core_s)
+                self._num_encoded += tally.num_encoded
+            before, self._counted_s = self._counted_s, time.process_time()
+            return self._counted_s - before
 
     def _step(self) -> None:
         self.progress = next(self._steps)
@@ -268,7 +286,8 @@ class ShardEmbedder:
             worker=self.worker,
             pid=os.getpid(),
             in_bytes=tally.in_bytes if shard.kind == "folder" else shard.size,
-            seconds=dict(tally.seconds),
+            seconds=dict(tally.phases.seconds),
+            core_s=dict(tally.phases.core_s) | {"whole": self._spent(work, tally)},
         )
 
 

@@ -83,7 +83,7 @@ class EmbeddingRun:
         reached = None
         if rates is not None:
             reached = ideal(rates, self._demand(growth.layout))
-        return self._summary(reached, self._failure(fatal, stop))
+        return self._summary(reached, growth.layout.cores, self._failure(fatal, stop))
 
     def _work(self, pool: Pool, stop: StopRequest) -> Failure | None:
         """Work the plan off; shards that changed meanwhile are listed and planned again."""
@@ -127,6 +127,7 @@ class EmbeddingRun:
             threads=layout.threads,
             device=layout.device,
             reduced_jpeg=settings.reduced_jpeg,
+            compile=settings.compile,
             prefix=job.prefix,
             run=job.run,
             log_format=log().format,
@@ -262,7 +263,9 @@ class EmbeddingRun:
             "--max-reject-share"
         )
 
-    def _summary(self, reached: Ideal | None, failure: OrbitError | None) -> EmbedSummary:
+    def _summary(
+        self, reached: Ideal | None, cores: float, failure: OrbitError | None
+    ) -> EmbedSummary:
         return EmbedSummary(
             model_id=self._job.model_id,
             table_version=self._table.version,
@@ -272,5 +275,6 @@ class EmbeddingRun:
             num_removed=sum(file.num_seen for file in self._removed),
             clock=self._clock,
             ideal=reached,
+            cores=cores,
             failure=failure,
         )

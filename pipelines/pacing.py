@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from pipelines.shards import Sample
@@ -52,28 +52,45 @@ class Seconds(dict[str, float]):
         """More of one phase."""
         self[phase] = self.get(phase, 0.0) + seconds
 
-    def absorb(self, other: Seconds) -> None:
+    def absorb(self, other: Mapping[str, float]) -> None:
         """More of every phase of another."""
         for phase, seconds in other.items():
             self.add(phase, seconds)
 
 
-class Tally:
-    """Seconds per phase of one shard; phases of several threads add up."""
+class Phases:
+    """What each phase took: ``seconds`` by the clock, ``core_s`` of its thread's time on a core."""
 
     def __init__(self) -> None:
-        self.seconds = Seconds()
-        self.num_encoded = 0
-        self.in_bytes = 0
+        self.seconds, self.core_s = Seconds(), Seconds()
+
+    def add(self, phase: str, seconds: float, core_s: float) -> None:
+        """More of one phase."""
+        self.seconds.add(phase, seconds)
+        self.core_s.add(phase, core_s)
+
+    def absorb(self, other: Phases) -> None:
+        """More of every phase of another."""
+        self.seconds.absorb(other.seconds)
+        self.core_s.absorb(other.core_s)
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
         """Add the time spent inside the ``with`` to one phase."""
-        started = time.perf_counter()
+        started, worked = time.perf_counter(), time.thread_time()
         try:
             yield
         finally:
-            self.seconds.add(phase, time.perf_counter() - started)
+            self.add(phase, time.perf_counter() - started, time.thread_time() - worked)
+
+
+class Tally:
+    """One shard: its phases, of several threads together, what was encoded, and bytes read."""
+
+    def __init__(self) -> None:
+        self.phases = Phases()
+        self.num_encoded = 0
+        self.in_bytes = 0
 
 
 def chunked(samples: Iterable[Sample], count: int) -> Iterator[list[Sample]]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from eqmodel.errors import OrbitError
-from pipelines.efficiency import Ideal, ratio
+from pipelines.efficiency import Ideal, core_us, ratio
 from pipelines.table import Counts, Receipt
 
 
@@ -52,6 +52,7 @@ class EmbedSummary:
     num_removed: int = 0
     clock: Clock = field(default_factory=Clock)
     ideal: Ideal | None = None
+    cores: float = 0.0
     dry_run: bool = False
     failure: OrbitError | None = None
 
@@ -70,6 +71,10 @@ class EmbedSummary:
         """Encoded images per second between the first shard handed out and the last receipt."""
         encoded = self.num_encoded
         return encoded / self.clock.steady_s if encoded and self.clock.steady_s > 0 else None
+
+    def _core_us(self) -> dict[str, float] | None:
+        spent = [receipt.core_s for receipt in self.landed]
+        return core_us(spent, self.num_encoded, self.cores, self.clock.steady_s)
 
     def as_dict(self) -> dict[str, Any]:
         """The fields of ``orbit embed --json``."""
@@ -94,6 +99,7 @@ class EmbedSummary:
             "fetch_per_s": None if best is None else best.fetch_per_s,
             "decode_per_s": None if best is None else best.decode_per_s,
             "model_per_s": None if best is None else best.model_per_s,
+            "core_us": self._core_us(),
             "model_id": self.model_id,
             "table_version": self.table_version,
         }

@@ -9,6 +9,7 @@ All others are JPEG: of 48 x 48 colour pixels libwebp makes 950 bytes in 322 mic
 from __future__ import annotations
 
 import io
+import itertools
 from functools import lru_cache
 from typing import Any
 
@@ -21,6 +22,7 @@ try:
 except ImportError:  # the extra "fast" is not installed
     simplejpeg = None
 
+LONG_ROW = 1 << 14  # values
 QUALITIES = (75, 60, 45, 30, 15)
 Pixels = NDArray[Any]
 
@@ -38,18 +40,18 @@ def encode_thumbnail(pixels: Pixels, side: int = 48, max_bytes: int = 1536) -> b
     if pixels.dtype != np.uint8:
         step = max(1, max(pixels.shape[:2]) // (8 * side))
         pixels = _stretched(pixels[::step, ::step])
-    image = _shrunk(pixels, side)
+    pixels = _shrunk(pixels, side)
     for quality in QUALITIES:
-        data = _jpeg(image, quality)
+        data = _jpeg(pixels, quality)
         if len(data) <= max_bytes:
             return data
     if side < 2:
         raise ValueError(f"no thumbnail fits {max_bytes} bytes; allow 700 at least")
-    return encode_thumbnail(np.asarray(image), side // 2, max_bytes)
+    return encode_thumbnail(pixels, side // 2, max_bytes)
 
 
-def _shrunk(pixels: Pixels, side: int) -> Image.Image:
-    """uint8 (H, W[, 3]) -> a picture of ``side`` pixels at most.
+def _shrunk(pixels: Pixels, side: int) -> Pixels:
+    """uint8 (H, W[, 3]) -> the same of ``side`` pixels at most.
 
     Below half the size each pixel is the mean of some points of the area that it stands for, 2 x 2
     and from an eighth on 3 x 3: Pillow looks at all of them and takes 2.4 times as long for 256 x
@@ -60,24 +62,46 @@ def _shrunk(pixels: Pixels, side: int) -> Image.Image:
     if factor < 2:
         image = Image.fromarray(np.ascontiguousarray(pixels))
         image.thumbnail((side, side), Image.Resampling.BICUBIC)
-        return image
+        return np.asarray(image)
     points = 2 if factor < 8 else 3
     small = [max(1, round(length / factor)) for length in (height, width)]
-    indices = _indices(pixels.shape, small[0], small[1], points)
-    summed = pixels.reshape(-1).take(indices).sum(0, dtype=np.uint16)
-    mean = ((summed + points * points // 2) // (points * points)).astype(np.uint8)
-    return Image.fromarray(mean.reshape(*small, *pixels.shape[2:]))
+    rows, values = _rows_and_values(pixels.shape, small[0], small[1], points)
+    total = _summed(pixels.reshape(height, -1), rows, values)
+    total += points * points // 2
+    total //= points * points
+    found: Pixels = total.astype(np.uint8).reshape(*small, *pixels.shape[2:])
+    return found
+
+
+def _summed(lines: Pixels, rows: NDArray[np.intp], values: NDArray[np.intp]) -> NDArray[np.uint16]:
+    """uint8 (H, W) -> (height, width): the sums over all the given rows and values of a row.
+
+    Whole rows are copied first, which is the faster way, unless they are so long that this would
+    take memory.
+    """
+    found = np.zeros((rows.shape[1], values.shape[1]), np.uint16)
+    if lines.shape[1] > LONG_ROW:
+        for row, value in itertools.product(rows, values):
+            found += lines[np.ix_(row, value)]
+        return found
+    summed = lines.take(rows[0], 0).astype(np.uint16)
+    for row in rows[1:]:
+        summed += lines.take(row, 0)
+    for value in values:
+        found += summed.take(value, 1)
+    return found
 
 
 @lru_cache(maxsize=64)
-def _indices(shape: tuple[int, ...], height: int, width: int, points: int) -> NDArray[np.intp]:
-    """(points^2, height * width * bands): the values of an array of ``shape`` that each value of
-    the thumbnail is the mean of.
+def _rows_and_values(
+    shape: tuple[int, ...], height: int, width: int, points: int
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """(points, height) rows of an array of ``shape`` that each row of the thumbnail is the mean of,
+    and (points, width * bands) values of a row that each of its values is.
     """
     rows, columns = (_places(*sizes, points) for sizes in zip(shape, (height, width), strict=False))
     bands = np.arange(shape[2] if len(shape) == 3 else 1)
-    pixels = rows[:, None, :, None] * shape[1] + columns[None, :, None, :]
-    return (pixels[..., None] * len(bands) + bands).reshape(points**2, -1)
+    return rows, (columns[..., None] * len(bands) + bands).reshape(points, -1)
 
 
 def _places(length: int, size: int, points: int) -> NDArray[np.intp]:
@@ -91,12 +115,12 @@ def _places(length: int, size: int, points: int) -> NDArray[np.intp]:
     return found.reshape(size, points).T
 
 
-def _jpeg(image: Image.Image, quality: int) -> bytes:
+def _jpeg(pixels: Pixels, quality: int) -> bytes:
     if simplejpeg is None:
         buffer = io.BytesIO()
-        image.save(buffer, "JPEG", quality=quality)
+        Image.fromarray(pixels).save(buffer, "JPEG", quality=quality)
         return buffer.getvalue()
-    pixels = np.asarray(image)
+    pixels = np.ascontiguousarray(pixels)
     if pixels.ndim == 2:
         return bytes(simplejpeg.encode_jpeg(pixels[..., None], quality, "GRAY", "Gray"))
     return bytes(simplejpeg.encode_jpeg(pixels, quality, "RGB", "420"))

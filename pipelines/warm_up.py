@@ -1,4 +1,4 @@
-"""The first seconds of a worker: its model is run until it is warm, and its pace is chosen.
+"""The first seconds of a worker: its model is run until it is warm, and its batches are chosen.
 
 How many images at once, and whether each lane encodes batches of its own or all threads share one,
 depends on model and processor: both are measured, in ``BUDGET_S`` at most, unless they are given.
@@ -36,7 +36,7 @@ WORTH = 1.03
 
 
 @dataclass(frozen=True)
-class Pace:
+class Batching:
     """Images that are encoded at once, and whether the lanes encode (see ``lanes.py``)."""
 
     batch_size: int
@@ -65,11 +65,14 @@ def load_embedder(settings: WorkerSettings, place: Path) -> Embedder:
             f"{folder}: model {embedder.model_id} found, {settings.model_id} expected: "
             "the checkpoint changed during the run; run again"
         )
+    if settings.compile:
+        torch.set_num_threads(1)  # as in the lanes: it is compiled for so many
+        embedder.compile()
     return embedder
 
 
-def warm_up(embedder: Embedder, threads: int, batch_size: int | None) -> Pace:
-    """Two batches of real size; then, where ``batch_size`` is None, the fastest pace.
+def warm_up(embedder: Embedder, threads: int, batch_size: int | None) -> Batching:
+    """Two batches of real size; then, where ``batch_size`` is None, the fastest batching.
 
     On a GPU one thread encodes, and batches are as large as they may be.
     """
@@ -82,14 +85,16 @@ def warm_up(embedder: Embedder, threads: int, batch_size: int | None) -> Pace:
     for _ in range(2):
         embedder.encode(images)
     if not embedder.device.startswith("cpu"):
-        return Pace(most, in_lanes=False)
+        return Batching(most, in_lanes=False)
     torch.set_num_threads(1)
     if batch_size is None:
         sizes = [count for count in CANDIDATES if count < most]
         most = fastest([most, *sizes], lambda count: embedder.encode(images[:count]), ends)
-    in_lanes = threads == 1 or lanes_are_faster(embedder, images[:most], threads, ends)
+    # What was compiled is for one thread: for another number torch would compile it again.
+    alone = threads == 1 or embedder.compiled
+    in_lanes = alone or lanes_are_faster(embedder, images[:most], threads, ends)
     torch.set_num_threads(1 if in_lanes else threads)
-    return Pace(most, in_lanes)
+    return Batching(most, in_lanes)
 
 
 def at_most(embedder: Embedder, asked: int) -> int:

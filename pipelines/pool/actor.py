@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,9 @@ from pipelines.layout import Layout
 from pipelines.pool.meters import Meters
 from pipelines.table import Receipt
 from pipelines.telemetry import worker_log
+
+CALLS_AT_ONCE = 2
+"""One in work, and one that is fetched ahead."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +66,25 @@ def whereabouts() -> Whereabouts:
     return Whereabouts(os.getpid(), machine, node)
 
 
+def spare_what_stays() -> None:
+    """Let the garbage collector pass over all that a loaded worker holds: it stays to the end.
+
+    Rows come by thousands, and set it off again and again: 15 of 65 microseconds that preparing a
+    28 x 28 PNG took.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 class ShardWorker:
-    """The actor. Its methods return what happened; an exception never crosses to the driver."""
+    """The actor. Its methods return what happened; an exception never crosses to the driver.
+
+    Shards are embedded by threads of its own: they start when the model is loaded, and so share the
+    memory that is kept (see ``allocator.py``), which Ray's threads would not.
+    """
 
     def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(CALLS_AT_ONCE, "embed")
         self._embedder: ShardEmbedder | None = None
         self._meters: Meters | None = None
 
@@ -75,9 +95,13 @@ class ShardWorker:
             self._embedder = ShardEmbedder(settings, name)
         except Exception as error:  # the process boundary
             return failure_of(error)
-        return Ready(self._embedder.pace.batch_size, os.getpid())
+        spare_what_stays()
+        return Ready(self._embedder.batching.batch_size, os.getpid())
 
     def embed(self, works: Sequence[ShardWork]) -> Answer:
+        return self._threads.submit(self._answer, works).result()
+
+    def _answer(self, works: Sequence[ShardWork]) -> Answer:
         began, results = time.monotonic(), list[Receipt | Failure]()
         for work in works:
             results.append(self._embed(work))
@@ -121,7 +145,7 @@ def start_actor(layout: Layout) -> Any:
         num_gpus=layout.gpus_per_worker,
         memory=layout.memory_per_worker or None,
         max_restarts=0,
-        max_concurrency=2,
+        max_concurrency=CALLS_AT_ONCE,
         concurrency_groups={"control": 1},
     )(ShardWorker)
     return kind.remote()

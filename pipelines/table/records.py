@@ -92,7 +92,8 @@ class Receipt:
 
     ``num_rows`` are the file's rows, marker rows included; ``num_embedded`` and
     ``num_rejected`` count images; ``num_encoded`` of them went through the network, the rest
-    was carried over. ``seconds`` are per phase (fetch, decode, encode, write, upload).
+    was carried over. ``seconds`` are per phase (fetch, decode, encode, write, upload); ``core_s``
+    the same in time on cores, and ``whole`` all that the worker took since its last receipt.
     Believed only once the file it names is seen with this size and digest
     (``EmbeddingTable.holds``); ``md5`` spares reading it where the storage tells that.
     """
@@ -112,6 +113,7 @@ class Receipt:
     pid: int
     in_bytes: int
     seconds: Mapping[str, float] = field(default_factory=dict)
+    core_s: Mapping[str, float] = field(default_factory=dict)
     md5: str = ""
 
 

@@ -7,19 +7,22 @@ ORBIT_BENCH_WIDTHS try it small.
 """
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 
 import pytest
 import torch
-import torch._inductor.config as inductor
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from eqmodel.autoencoder import AutoencoderConfig, network_of
+from eqmodel.compiled import CompiledEncoder
 from eqmodel.frozen import frozen
 from eqmodel.groups import group
 from eqmodel.octic_frozen import AT_ONCE, FrozenOctic, channels_last
@@ -31,6 +34,19 @@ BATCHES = (32, 128)
 DENSE_WIDTH = 6  # of the shipped d4-28-grey
 FEATURES = 32
 TOLD = 7  # operations in a profile
+
+STARTS = """
+import sys, time, torch
+from eqmodel.compiled import AT_ONCE, CompiledEncoder
+from tests.bench.bench_octic import DENSE_WIDTH, encoder
+torch.set_num_threads(1)
+frozen, images = encoder(sys.argv[1], DENSE_WIDTH), torch.rand(AT_ONCE, 1, 28, 28)
+with torch.inference_mode():
+    began = time.perf_counter()
+    CompiledEncoder(frozen)(images)
+    print(time.perf_counter() - began)
+"""
+"""Seconds until an encoder is compiled, in a process of its own."""
 
 Encode = Callable[[Tensor], Tensor]
 
@@ -114,7 +130,7 @@ def operations(encode: Encode, batch: int = AT_ONCE) -> str:
 
 def compiled(module: nn.Module) -> Encode:
     """The module under torch.compile, its weights constants."""
-    encode: Encode = torch.compile(module, dynamic=False)
+    encode: Encode = torch.compile(module, dynamic=False, options={"freezing": True})
     for batch in BATCHES:
         encode(torch.rand(batch, 1, 28, 28))
     return encode
@@ -122,8 +138,7 @@ def compiled(module: nn.Module) -> Encode:
 
 @pytest.mark.filterwarnings("ignore")
 @torch.inference_mode()
-def test_octic_against_plain_and_dense(one_thread: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inductor, "freezing", True)
+def test_octic_against_plain_and_dense(one_thread: None) -> None:
     modules = {f"dense, width {DENSE_WIDTH}": encoder("dense", DENSE_WIDTH)}
     for width in WIDTHS:
         octic = encoder("octic", width)
@@ -147,3 +162,27 @@ def test_octic_against_plain_and_dense(one_thread: None, monkeypatch: pytest.Mon
             label = ("eager", "compiled")[form]
             figures[f"{name}, {label}: where the time goes"] = operations(pair[form])
     keep("Octic encoder (D4, 28x28, float32, one thread)", figures)
+
+
+@pytest.mark.filterwarnings("ignore")
+@torch.inference_mode()
+def test_after_how_many_images_compiling_pays(one_thread: None, tmp_path: Path) -> None:
+    """`--compile` as a worker has it: its start without and with what an earlier one left."""
+    figures: dict[str, object] = {}
+    for arch in ("dense", "octic"):
+        cache = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / arch)}
+        words = [sys.executable, "-c", STARTS, arch]
+        cold, warm = (
+            float(subprocess.run(words, env=cache, check=True, capture_output=True).stdout)
+            for _ in range(2)
+        )
+        plain = encoder(arch, DENSE_WIDTH)
+        pair = {"frozen": plain, "compiled": CompiledEncoder(encoder(arch, DENSE_WIDTH))}
+        found = microseconds([Contender(name, module) for name, module in pair.items()])
+        saved = found["frozen"] - found["compiled"]
+        figures |= {f"{arch}, {name}: us per image": each for name, each in found.items()}
+        figures[f"{arch}: seconds to compile, cold and warm"] = f"{cold:.1f}, {warm:.1f}"
+        figures[f"{arch}: pays after so many images of a worker, cold and warm"] = (
+            f"{1e6 * cold / saved:,.0f}, {1e6 * warm / saved:,.0f}" if saved > 0 else "never"
+        )
+    keep(f"torch.compile as an option (D4, 28x28, width {DENSE_WIDTH}, one thread)", figures)

@@ -1,8 +1,6 @@
 """The inference form equals the eager model: for every group and readout, packed or plain."""
 
 import copy
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -123,20 +121,3 @@ def test_a_packed_layer_can_be_copied_and_moved_to_another_precision() -> None:
     expected = layer(x)
     assert torch.equal(copy.deepcopy(layer)(x), expected)
     assert relative_error(layer.double()(x.double()), expected.double()).max() < 1e-5
-
-
-def test_embedding_needs_no_compiler() -> None:
-    """With nothing on the path, as in an image without gcc."""
-    code = (
-        "import numpy as np; from eqmodel import Embedder; "
-        "e = Embedder.load('d4-28-grey'); "
-        "print(e.embed([np.zeros((28, 28), np.uint8)]).shape)"
-    )
-    found = subprocess.run(
-        [sys.executable, "-c", code],
-        env={"PATH": "", "CC": "/nothing", "CXX": "/nothing"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert found.stdout.strip() == "(1, 128)", found.stderr

@@ -30,13 +30,14 @@ EMBED_FIELDS: dict[str, Any] = {
     "fetch_per_s": NUMBER,
     "decode_per_s": NUMBER,
     "model_per_s": NUMBER,
+    "core_us": dict,
     "model_id": str,
     "table_version": int,
 }
 RUN_FIELDS = EMBED_FIELDS | {"recall_at_10": NUMBER, "publication": str, "report": str}
 NULL_WHEN_IDLE = frozenset(
     {"images_per_s", "efficiency", "efficiency_total", "limit"}
-    | {"fetch_per_s", "decode_per_s", "model_per_s"}
+    | {"fetch_per_s", "decode_per_s", "model_per_s", "core_us"}
 )
 NEIGHBOUR_FIELDS: dict[str, Any] = {
     "key": str,

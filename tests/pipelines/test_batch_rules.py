@@ -17,7 +17,7 @@ FIELDS = {
     "num_seen", "num_embedded", "num_rejected", "num_added", "num_removed", "num_encoded",
     "num_damaged_shards", "images_per_s", "efficiency", "efficiency_total", "startup_s",
     "steady_s", "commit_s", "elapsed_s", "limit", "model_id", "table_version",
-    "fetch_per_s", "decode_per_s", "model_per_s",
+    "fetch_per_s", "decode_per_s", "model_per_s", "core_us",
 }  # fmt: skip
 
 

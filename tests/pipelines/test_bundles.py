@@ -1,11 +1,13 @@
 """Several small shards in one call to a worker, and what a failure of such a call means."""
 
+import gc
+import threading
 from typing import Any
 
 import pytest
 
 from pipelines.dispatch import Dispatch
-from pipelines.embed import ShardWork
+from pipelines.embed import ShardWork, WorkerSettings
 from pipelines.failures import Failure
 from pipelines.layout import Layout
 from pipelines.pool import PoolSettings
@@ -101,8 +103,11 @@ def test_a_standstill_with_several_is_no_attempt_of_any() -> None:
 
 
 def test_the_worker_ends_a_call_at_the_first_failure() -> None:
+    threads: list[str] = []
+
     class Embedder:
         def embed(self, work: ShardWork) -> Receipt:
+            threads.append(threading.current_thread().name)
             if work.shard.source == "s01":
                 raise ValueError("broken")
             return receipt(work)
@@ -111,6 +116,7 @@ def test_the_worker_ends_a_call_at_the_first_failure() -> None:
     worker._embedder = Embedder()  # type: ignore[assignment]
     answer = worker.embed(dispatch(3).bundle(0.0, 3))
     assert [type(result) for result in answer.results] == [Receipt, Failure]
+    assert set(threads) == {"embed_0"}  # its own, which start when the model is loaded
 
 
 @pytest.mark.parametrize("told", ["receipts", "failure", "fatal"])
@@ -140,3 +146,23 @@ def test_the_driver_settles_each_shard_of_a_call(told: str) -> None:
         waits = ["s02", "s03", "s01"] if told == "failure" else ["s01", "s02", "s03"]
         assert list(work._pending) == waits
     assert not one.works
+
+
+def test_a_loaded_worker_is_spared_by_the_garbage_collector(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    frozen_before: list[int] = []
+
+    class Embedder:
+        def __init__(self, *_: object) -> None:
+            frozen_before.append(gc.get_freeze_count())
+
+    monkeypatch.setattr("pipelines.pool.actor.ShardEmbedder", Embedder)
+    monkeypatch.setattr("pipelines.pool.actor.worker_log", lambda *_: None)
+    monkeypatch.setattr("pipelines.pool.actor.Meters", lambda _: None)
+    settings = WorkerSettings(input_url="i", store_url="s", model_id="m", model_folder="f")
+    try:
+        assert ShardWorker().load(settings, "w") == Ready()
+        assert gc.get_freeze_count() > frozen_before[0] + 1000
+    finally:
+        gc.unfreeze()

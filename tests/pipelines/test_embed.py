@@ -3,6 +3,7 @@
 import hashlib
 import io
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -16,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from eqmodel import Embedder
 from eqmodel.checkpoint import resolve
 from pipelines.embed import ShardEmbedder, ShardWork, WorkerSettings
 from pipelines.errors import ModelMismatchError, ObjectChanged, ShardFileError
@@ -25,7 +27,7 @@ from pipelines.shard_file import ShardFile, image_id
 from pipelines.shards import Shard, list_shards
 from pipelines.storage import Folder
 from pipelines.table import SCHEMA, KnownFile, Receipt, shard_folder
-from pipelines.warm_up import Pace, at_most
+from pipelines.warm_up import Batching, at_most
 
 MODEL = "d4-28-grey"
 MakePng = Callable[[NDArray[Any]], bytes]
@@ -135,6 +137,7 @@ def test_the_receipt_vouches_for_the_file_on_disk(
 ) -> None:
     bench.put("x.tar", make_tar({"a.png": make_png(picture(1)), "b.png": b"text"}))
     receipt = bench.embed(run="run", attempt=3)
+    ended = time.process_time()
     content = Path(bench.worker.table.url, receipt.path).read_bytes()
     assert receipt.sha256 == hashlib.sha256(content).hexdigest()
     assert receipt.size == len(content)
@@ -142,6 +145,13 @@ def test_the_receipt_vouches_for_the_file_on_disk(
     assert (receipt.num_rows, receipt.num_embedded, receipt.num_rejected) == (2, 1, 1)
     assert (receipt.num_encoded, receipt.damaged, receipt.worker) == (1, False, "w7")
     assert {"fetch", "decode", "encode", "write", "upload"} <= receipt.seconds.keys()
+    phases = {name: spent for name, spent in receipt.core_s.items() if name != "whole"}
+    assert phases.keys() == receipt.seconds.keys()
+    assert 0 < sum(phases.values()) < receipt.core_s["whole"]
+    assert all(spent <= receipt.seconds[name] + 1e-3 for name, spent in phases.items())
+    second = bench.embed(run="again").core_s["whole"]  # what the first one told is not told again
+    assert receipt.core_s["whole"] > 0.01
+    assert second < time.process_time() - ended + 0.005
 
 
 def test_image_ids_are_63_bits_of_blake2b_over_source_key_and_occurrence() -> None:
@@ -336,7 +346,7 @@ def test_two_shards_at_once_end_in_their_turn(
         return encode(batch)
 
     monkeypatch.setattr(bench.worker.embedder, "encode", noted)
-    monkeypatch.setattr(bench.worker, "pace", Pace(256, in_lanes=True))
+    monkeypatch.setattr(bench.worker, "batching", Batching(256, in_lanes=True))
     with ThreadPoolExecutor(2) as threads:
         found = list(
             threads.map(lambda size: bench.embed(batch_size=size, attempt=size), (150, 30))
@@ -398,6 +408,12 @@ def test_calibration_measures_each_phase_on_images_of_the_run(
     assert rates.preprocess_s > 0
     assert rates.fetch_bytes_per_s is not None
     assert not rates.encode_on_gpu
+    seen = bench.worker._core_s
+    assert bench.worker._num_encoded >= 20
+    seen.update(dict.fromkeys(("decode", "preprocess", "encode"), 1e-9))
+    bounded = bench.worker.calibrate()
+    assert bounded is not None
+    assert max(bounded.decode_s, bounded.preprocess_s, bounded.encode_s) < 1e-9
 
 
 def test_model_input_of_one_batch_is_bounded(worker: ShardEmbedder) -> None:
@@ -466,3 +482,21 @@ def test_in_quarantine_only_the_image_that_crashes_is_rejected(
     assert "died twice (SIGSEGV, SIGSEGV)" in rows["b"]["error"]
     assert "not an image" in rows["d"]["error"]
     assert (receipt.num_embedded, receipt.num_rejected) == (2, 2)
+
+
+def test_a_compiled_encoder_is_one_for_the_lanes(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its threads are counted when it is compiled: no other number of them is tried."""
+    compiled_for: list[int] = []
+
+    def note(embedder: Embedder) -> None:
+        compiled_for.append(torch.get_num_threads())
+        embedder.compiled = True
+
+    monkeypatch.setattr(Embedder, "compile", note)
+    monkeypatch.setattr("pipelines.warm_up.lanes_are_faster", lambda *_: pytest.fail("tried"))
+    worker = ShardEmbedder(replace(bench.settings, compile=True, threads=2))
+    assert compiled_for == [1]
+    assert worker.batching.in_lanes
+    assert worker.lanes.encodes

@@ -3,6 +3,7 @@
 import io
 import itertools
 import struct
+import tracemalloc
 import zlib
 from typing import Any
 
@@ -128,6 +129,25 @@ def test_the_thumbnail_of_a_turned_image_is_the_turned_thumbnail(shape: tuple[in
         assert np.array_equal(np.asarray(_shrunk(np.ascontiguousarray(other), 48)), expected)
     smooth = Image.fromarray(pixels).resize(small.shape[1::-1], Image.Resampling.BOX)
     assert np.abs(small - np.asarray(smooth, np.float32)).mean() < 3
+
+
+@pytest.mark.parametrize("shape", [(257, 190, 3), (1000, 1001), (3, 900, 3)])
+def test_long_rows_are_summed_to_the_same(
+    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8)
+    expected = _shrunk(pixels, 48)
+    monkeypatch.setattr("pipelines.thumbnails.LONG_ROW", 1)
+    assert np.array_equal(_shrunk(pixels, 48), expected)
+
+
+def test_one_long_row_takes_no_memory_of_its_length() -> None:
+    pixels = np.zeros((1, 30_000_000, 3), np.uint8)
+    tracemalloc.start()
+    assert len(encode_thumbnail(pixels)) <= 1536
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 20
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 48), (28, 28), (29, 30), (38, 38), (30, 48)])

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from eqmodel.errors import CheckpointError
-from pipelines.calibrate import BUDGET_S, LEAST_PASSES, quartiles
+from pipelines.calibrate import BUDGET_S, LEAST_PASSES, bounded, quartiles
 from pipelines.dispatch import Dispatch
-from pipelines.efficiency import Demand, Rates, ideal, mean, ratio
+from pipelines.efficiency import Demand, Rates, core_us, ideal, mean, ratio
 from pipelines.errors import AccessDenied, ObjectChanged, ObjectMissing, SettingsError, StorageError
 from pipelines.failures import Failure, failure_of
 from pipelines.layout import Layout, WorkerFlags, grown, lay_out
@@ -253,6 +253,23 @@ def test_what_each_part_alone_would_do() -> None:
     found = ideal(Rates(0.001, 0.001, 0.004, True, None, 100), Demand(1000, 1, 2, 3, 3))
     assert found.fetch_per_s is None
     assert found.model_per_s == pytest.approx(3 / 0.004)
+
+
+def test_where_the_time_of_the_cores_went() -> None:
+    spent = [{"encode": 1.0, "write": 0.5, "whole": 2.0}, {"encode": 2.0, "whole": 2.5}]
+    found = core_us(spent, 1000, 2.0, 4.0)
+    assert found is not None
+    assert found == pytest.approx({"encode": 3000, "write": 500, "other": 1000, "outside": 3500})
+    assert sum(found.values()) == pytest.approx(1e6 * 2.0 * 4.0 / 1000)
+    assert core_us(spent, 0, 2.0, 4.0) is None
+
+
+def test_no_phase_needs_more_than_it_took_in_the_run() -> None:
+    rates, seen = Rates(3.0, 5.0, 7.0, False, 8.0, 10), {"decode": 4.0, "encode": 6.0, "write": 1.0}
+    assert bounded(rates, seen, True) == Rates(3.0, 5.0, 6.0, False, 8.0, 10)
+    assert bounded(rates, seen | {"preprocess": 1.0}, False) == Rates(3.0, 1.0, 7.0, False, 8.0, 10)
+    on_gpu = replace(rates, encode_on_gpu=True)
+    assert bounded(on_gpu, seen, True) == on_gpu
 
 
 def test_the_mean_worker() -> None:
