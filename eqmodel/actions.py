@@ -53,8 +53,9 @@ def filter_table(group: FiniteGroup, size: int) -> Tensor:
     """(order, size * size) int64: row g gathers a flat square filter into the filter turned by
     g.
     """
-    grid = torch.arange(size * size).reshape(size, size)
-    return torch.stack([turn_tensor(grid, group, g).reshape(-1) for g in range(group.order)])
+    with torch.inference_mode(False):  # it is kept, also for those who train
+        grid = torch.arange(size * size).reshape(size, size)
+        return torch.stack([turn_tensor(grid, group, g).reshape(-1) for g in range(group.order)])
 
 
 def turn_code(codes: Tensor, group: FiniteGroup, t: int) -> Tensor:

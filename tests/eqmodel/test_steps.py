@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from eqmodel.actions import filter_table
+from eqmodel.autoencoder import Autoencoder, AutoencoderConfig
 from eqmodel.errors import TrainingError
 from eqmodel.groups import group
 from eqmodel.layers import (
@@ -106,6 +108,17 @@ def test_tables_made_while_inferring_serve_training(name: str) -> None:
     read(codes).square().sum().backward()
     assert codes.grad is not None
     assert codes.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("arch", ["dense", "octic"])
+def test_a_network_made_while_inferring_spoils_no_later_training(arch: str) -> None:
+    config = AutoencoderConfig("d4", width=2, features=4, arch=arch)
+    filter_table.cache_clear()
+    with torch.inference_mode():
+        Autoencoder(config)
+    later = Autoencoder(config).encoder
+    later(torch.rand(2, 1, 28, 28)).square().sum().backward()
+    assert all(weight.grad is not None for weight in later.parameters())
 
 
 def test_a_share_of_the_views_is_as_sharp_as_the_image() -> None:
