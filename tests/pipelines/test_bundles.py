@@ -1,6 +1,7 @@
 """Several small shards in one call to a worker, and what a failure of such a call means."""
 
 import gc
+import os
 import threading
 from typing import Any
 
@@ -17,6 +18,7 @@ from pipelines.pool.driver import Pool
 from pipelines.pool.slots import Slot
 from pipelines.shards import Shard
 from pipelines.table import Receipt
+from pipelines.warm_up import Batching
 
 
 def dispatch(num: int, max_attempts: int = 4) -> Dispatch:
@@ -154,6 +156,8 @@ def test_a_loaded_worker_is_spared_by_the_garbage_collector(
     frozen_before: list[int] = []
 
     class Embedder:
+        batching = Batching(batch_size=7, in_lanes=False)
+
         def __init__(self, *_: object) -> None:
             frozen_before.append(gc.get_freeze_count())
 
@@ -162,7 +166,7 @@ def test_a_loaded_worker_is_spared_by_the_garbage_collector(
     monkeypatch.setattr("pipelines.pool.actor.Meters", lambda _: None)
     settings = WorkerSettings(input_url="i", store_url="s", model_id="m", model_folder="f")
     try:
-        assert ShardWorker().load(settings, "w") == Ready()
+        assert ShardWorker().load(settings, "w") == Ready(7, os.getpid())
         assert gc.get_freeze_count() > frozen_before[0] + 1000
     finally:
         gc.unfreeze()
