@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from eqmodel.devices import as_table
 from eqmodel.errors import GroupError
 from eqmodel.groups import FiniteGroup
 
@@ -53,9 +54,9 @@ def filter_table(group: FiniteGroup, size: int) -> Tensor:
     """(order, size * size) int64: row g gathers a flat square filter into the filter turned by
     g.
     """
-    with torch.inference_mode(False):  # it is kept, also for those who train
-        grid = torch.arange(size * size).reshape(size, size)
-        return torch.stack([turn_tensor(grid, group, g).reshape(-1) for g in range(group.order)])
+    grid = torch.arange(size * size).reshape(size, size)
+    turned = [turn_tensor(grid, group, g).reshape(-1) for g in range(group.order)]
+    return as_table(torch.stack(turned), grid.device)
 
 
 def turn_code(codes: Tensor, group: FiniteGroup, t: int) -> Tensor:
