@@ -169,16 +169,19 @@ class Embedder:
         """(B, C, S, S) -> embeddings (B, d) float32, L2-normalised, and pose codes (B, order * 8)
         int8.
         """
-        embeddings, poses = [], []
+        parts = []
         for part in parts_on(self.device, batch, self.batch_size):
             codes = self.codes_of(part)
-            embeddings.append(self.project(codes).float().cpu())
-            poses.append(self.quantised_pose(codes).cpu())
-        if not embeddings:
+            parts.append((self.project(codes).float(), self.quantised_pose(codes)))
+        if not parts:
             return np.empty((0, self.dim), np.float32), np.empty(
                 (0, self.group.order * POSE_FEATURES), np.int8
             )
-        return torch.cat(embeddings).numpy(), torch.cat(poses).numpy()
+        # Fetched when all are under way: a GPU that is waited for after each part idles between.
+        embeddings, poses = (
+            torch.cat(list(column)).cpu().numpy() for column in zip(*parts, strict=True)
+        )
+        return embeddings, poses
 
     @property
     def batch_size(self) -> int:

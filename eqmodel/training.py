@@ -27,7 +27,14 @@ from eqmodel.finishing import FITTED_ON, finish, gate, provenance
 from eqmodel.peers import Peers
 from eqmodel.preprocess import PreprocessSpec, preprocess
 from eqmodel.resume import TrainingState
-from eqmodel.settings import TrainConfig, as_recorded, fitted_to, objective_of, preprocess_spec
+from eqmodel.settings import (
+    TrainConfig,
+    as_recorded,
+    first_rate,
+    fitted_to,
+    objective_of,
+    preprocess_spec,
+)
 from eqmodel.steps import Steps, adamw, batch_of, on_device
 
 Progress = Callable[["EpochReport"], None]
@@ -126,7 +133,7 @@ def fit(
     The state is saved in ``folder`` after every epoch and taken up again from there.
     """
     objective = objective_of(config).to(config.device)
-    optimiser = adamw(objective, config.learning_rate, 1e-3)
+    optimiser = adamw(objective, first_rate(config), 1e-3)
     state = TrainingState.open(folder, objective, optimiser, as_recorded(config))
     if not peers.leads:
         torch.manual_seed(config.seed + 1_000_003 * (state.epoch * peers.size + peers.rank))
@@ -143,7 +150,7 @@ def fit(
             if share >= 1.0:
                 break
             images = batch_of(pixels, batch, config.device)
-            steps.take(config.learning_rate * schedule(share), images)
+            steps.take(first_rate(config) * schedule(share), images)
             seen += len(batch)
         loss = peers.mean(steps.mean_loss())
         elapsed = peers.agreed(time.monotonic() - began)

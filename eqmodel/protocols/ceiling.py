@@ -27,6 +27,7 @@ from eqmodel.settings import (
     TrainConfig,
     architecture,
     as_recorded,
+    first_rate,
     fitted_to,
     preprocess_spec,
 )
@@ -121,7 +122,7 @@ def train_with_labels(
     classes, y = np.unique(train.labels, return_inverse=True)
     target = torch.from_numpy(y)
     model = Classifier(config, len(classes)).to(config.device)
-    optimiser = adamw(model, config.learning_rate, 1e-2)
+    optimiser = adamw(model, first_rate(config), 1e-2)
     state = TrainingState.open(folder, model, optimiser, as_recorded(config) | {"labels": True})
     steps = Steps(CrossEntropy(model), optimiser)
     pixels, target = on_device(pixels, config.device), target.to(config.device)
@@ -134,7 +135,7 @@ def train_with_labels(
                 break
             shown = batch_of(pixels, batch, config.device)
             wanted = target[batch.to(config.device)]
-            steps.take(config.learning_rate * schedule(share), shown, wanted)
+            steps.take(first_rate(config) * schedule(share), shown, wanted)
             seen += len(batch)
         loss = steps.mean_loss()
         state.finish_epoch(loss, time.monotonic() - began, config)

@@ -15,9 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load
 from torch import Tensor
 
-from eqmodel import Embedder
+from eqmodel import Embedder, checkpoint
+from eqmodel.devices import computes_bfloat16
+from eqmodel.embedder import assemble
 from tests.bench.reference import reference_encoder
 from tests.bench.results import keep, number_of
 
@@ -80,6 +83,18 @@ def alternatives(embedder: Embedder, x: Tensor, missing: list[str]) -> dict[str,
     return found
 
 
+def in_bfloat16(x: Tensor) -> dict[str, Callable[[], Any]]:
+    """The frozen encoder and escnn's with their weights and inputs in bfloat16."""
+    document = checkpoint.read_card(folder := checkpoint.resolve("d4-28-grey"))
+    tensors = load(checkpoint.checked_tensors(folder, document))
+    embedder = Embedder(*assemble(document, tensors), precision="bf16")
+    reference, reduced = reference_encoder(embedder.model.config).bfloat16(), x.bfloat16()
+    return {
+        "frozen, bfloat16": lambda: embedder.frozen(x),
+        "escnn, bfloat16": lambda: reference(reduced),
+    }
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_the_frozen_encoder_against_other_engines() -> None:
     before = torch.get_num_threads()
@@ -98,6 +113,10 @@ def test_the_frozen_encoder_against_other_engines() -> None:
             try:
                 reference = reference_encoder(embedder.model.config)
                 contenders["escnn"] = lambda: reference(x)
+                if computes_bfloat16("cpu"):
+                    contenders |= in_bfloat16(x)
+                else:
+                    missing.append("bfloat16 (not of this processor)")
             except pytest.skip.Exception as error:
                 missing.append(str(error))
         with torch.no_grad():
@@ -120,5 +139,8 @@ def test_the_frozen_encoder_against_other_engines() -> None:
     }
     if "escnn" in taken:
         figures["frozen against escnn"] = taken["escnn"] / taken["frozen"]
+    if "escnn, bfloat16" in taken:
+        for name in ("escnn", "escnn, bfloat16"):
+            figures[f"frozen in bfloat16 against {name}"] = taken[name] / taken["frozen, bfloat16"]
     figures["left out"] = "; ".join(missing) or "nothing"
     keep(f"The frozen encoder, d4-28-grey, float32, {THREADS} threads", figures)

@@ -1,8 +1,10 @@
-"""One training of the octic comparison: `python -m tests.bench.octic_trained ARCH WIDTH MINUTES`.
+"""One training of the octic comparison.
 
-The recommended recipe on mnist-rot with D12, whose network of one copy is the D4 encoder of
-bench_octic.py, for so many minutes of one core's time, whatever else the machine does. Prints the
-readings as one JSON object. Data: ORBIT_DATA, else ./data. Takes up again what was stopped.
+`python -m tests.bench.octic_trained ARCH WIDTH MINUTES [cuda]`: the recommended recipe on mnist-rot
+with D12, whose network of one copy is the D4 encoder of bench_octic.py. The minutes are one core's
+own, whatever else the machine does; on a GPU they are the clock's, so the trainings to compare run
+side by side. Prints the readings as one JSON object. Data: ORBIT_DATA, else ./data. Takes up again
+what was stopped.
 """
 
 import json
@@ -23,35 +25,38 @@ from tests.bench.results import BUILD
 SEED = 0
 
 
-def config_of(arch: str, width: int, minutes: float) -> training.TrainConfig:
+def config_of(arch: str, width: int, minutes: float, device: str) -> training.TrainConfig:
     """The recipe as it is, but for architecture and width, until the minutes are over."""
     config = recipe_of("recommended").config
     if config is None:
         raise ValueError("the recommended recipe trains nothing")
     return replace(
         config, arch=arch, width=width, image_size=28, channels=1, images_seen=None, epochs=10_000,
-        max_minutes=minutes, bfloat16=False, seed=SEED, name=f"{arch}-{width}",
+        max_minutes=minutes, bfloat16=device != "cpu", seed=SEED, name=f"{arch}-{width}",
+        device=device,
     )  # fmt: skip
 
 
 def told(epoch: training.EpochReport) -> None:
     """A line on standard error."""
     words = f"epoch {epoch.epoch}, {epoch.share:.2f} done, loss {epoch.loss:.3f}, "
-    print(f"{words}{epoch.images_per_s:.0f} images per core-second", file=sys.stderr, flush=True)
+    print(f"{words}{epoch.images_per_s:.0f} images a second", file=sys.stderr, flush=True)
 
 
-def trained(arch: str, width: int, minutes: float) -> dict[str, float]:
+def trained(arch: str, width: int, minutes: float, device: str = "cpu") -> dict[str, float]:
     """What the training is worth, by the probes of the protocol."""
-    torch.set_num_threads(1)
-    training.time = SimpleNamespace(monotonic=time.process_time)  # type: ignore[attr-defined]
+    if device == "cpu":
+        torch.set_num_threads(1)
+        clock = SimpleNamespace(monotonic=time.process_time)
+        training.time = clock  # type: ignore[attr-defined]
     protocol = protocol_of("mnist-rot")
     drawn = draw(protocol, read_source(protocol, data_folder(None)), SEED)
-    folder = BUILD / "octic-trained" / f"{arch}-{width}-{minutes:g}"
+    folder = BUILD / "octic-trained" / f"{arch}-{width}-{minutes:g}-{device}"
     if not runner.measured(folder):
         images = list(drawn.train.images)
-        config = config_of(arch, width, minutes)
+        config = config_of(arch, width, minutes, device)
         training.train(images, folder, config, progress=told, source=protocol.drawn)
-    found = runner.of_checkpoint(folder, "cpu")
+    found = runner.of_checkpoint(folder, device)
     halves = [
         (runner.stored(found.embed, half.images, lambda *_: None, ""), half.labels)
         for half in (drawn.train, drawn.test)
@@ -59,7 +64,7 @@ def trained(arch: str, width: int, minutes: float) -> dict[str, float]:
     arguments = (*halves[0], *halves[1])
     card = {} if found.embedder is None else found.embedder.card
     return {
-        "core_s": found.train_s,
+        "train_s": found.train_s,
         "epochs": card["epochs"],
         "invariance_error": card["invariance_error"],
         "nearest_neighbours_5": probes.nearest_neighbours(*arguments),
@@ -67,4 +72,4 @@ def trained(arch: str, width: int, minutes: float) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(trained(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]))))
+    print(json.dumps(trained(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), *sys.argv[4:])))
