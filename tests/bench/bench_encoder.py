@@ -29,10 +29,14 @@ BATCH = 256
 
 
 def turns(contenders: dict[str, Callable[[], Any]]) -> dict[str, float]:
-    """Median seconds of each over rounds in which all take their turn."""
+    """Median seconds of each over rounds in which all take their turn.
+
+    Each runs once unmeasured in its turn: the threads of the one before it spin for a while.
+    """
     taken: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(ROUNDS + 2):
         for name, act in contenders.items():
+            act()
             began = time.perf_counter()
             act()
             taken[name].append(time.perf_counter() - began)

@@ -48,7 +48,7 @@ def trained(arch: str, width: int, minutes: float, device: str = "cpu") -> dict[
     if device == "cpu":
         torch.set_num_threads(1)
         clock = SimpleNamespace(monotonic=time.process_time)
-        training.time = clock  # type: ignore[attr-defined]
+        training.time = clock  # type: ignore[attr-defined,assignment]
     protocol = protocol_of("mnist-rot")
     drawn = draw(protocol, read_source(protocol, data_folder(None)), SEED)
     folder = BUILD / "octic-trained" / f"{arch}-{width}-{minutes:g}-{device}"

@@ -128,7 +128,7 @@ class Machines:
         from ray.cluster_utils import Cluster
 
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
-        os.environ.setdefault("RAY_health_check_period_ms", "1000")  # as in infra/Dockerfile
+        os.environ.setdefault("RAY_health_check_period_ms", "500")  # as in infra/Dockerfile
         assert not ray.is_initialized()
         head = {"num_cpus": 0, "include_dashboard": False}
         self.cluster = patiently(lambda: Cluster(initialize_head=True, head_node_args=head))

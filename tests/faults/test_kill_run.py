@@ -40,7 +40,7 @@ class Sizes:
     shards: int = 20
     images: int = 40
     side: int = 64
-    fetch_ms: int = 500
+    fetch_ms: int = 1500
     workers: int = 5
     machines: int = 2
     drivers: int = 1
