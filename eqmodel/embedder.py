@@ -26,7 +26,7 @@ from eqmodel.errors import CheckpointError, Refused
 from eqmodel.frozen import frozen, in_precision
 from eqmodel.frozen_head import FrozenGram, FrozenHead
 from eqmodel.groups import FiniteGroup
-from eqmodel.preprocess import PreprocessSpec, check_channels, preprocess
+from eqmodel.preprocess import PreprocessSpec, check_channels, preprocess, scaled, unscaled
 from eqmodel.projection import Projection
 from eqmodel.readouts import readout
 from eqmodel.transfer import parts_on
@@ -164,10 +164,15 @@ class Embedder:
         """
         return preprocess(images, self.spec)
 
+    def model_input(self, images: Images) -> Tensor:
+        """The same, for ``encode`` alone: to a GPU what needs no resampling goes as uint8."""
+        found = unscaled(images, self.spec) if self.device != "cpu" else None
+        return self.preprocess(images) if found is None else found
+
     @torch.inference_mode()
     def encode(self, batch: Tensor) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
-        """(B, C, S, S) -> embeddings (B, d) float32, L2-normalised, and pose codes (B, order * 8)
-        int8.
+        """(B, C, S, S), float32 or as ``model_input`` has it -> embeddings (B, d) float32,
+        L2-normalised, and pose codes (B, order * 8) int8.
         """
         parts = []
         for part in parts_on(self.device, batch, self.batch_size):
@@ -193,7 +198,7 @@ class Embedder:
     def codes_of(self, batch: Tensor) -> Tensor:
         """(B, C, S, S) on any device -> codes (B, order, m) float32 on the embedder's."""
         with full_float32(self.device):
-            codes: Tensor = self.frozen(batch.to(self.device))
+            codes: Tensor = self.frozen(scaled(batch.to(self.device)))
         return codes
 
     def project(self, codes: Tensor) -> Tensor:
@@ -218,7 +223,7 @@ class Embedder:
 
     def embed(self, images: Images) -> NDArray[np.float32]:
         """Images of any sizes -> (B, d) float32, L2-normalised. Raises ChannelError."""
-        return self.encode(self.preprocess(images))[0]
+        return self.encode(self.model_input(images))[0]
 
     @torch.inference_mode()
     def codes(self, images: Images) -> NDArray[np.float32]:
@@ -229,7 +234,7 @@ class Embedder:
 
     def pose_codes(self, images: Images) -> NDArray[np.int8]:
         """Images -> (B, order * 8) int8, enough to align two images without their pixels."""
-        return self.encode(self.preprocess(images))[1]
+        return self.encode(self.model_input(images))[1]
 
     def align(self, query: NDArray[Any], hit: NDArray[Any]) -> tuple[int, int]:
         """The element (m, k) of the group with query = g(hit), as well as the codes can tell."""

@@ -137,6 +137,32 @@ def preprocess(images: Sequence[NDArray[Any]], spec: PreprocessSpec) -> Tensor:
     return out
 
 
+def unscaled(images: Sequence[NDArray[Any]], spec: PreprocessSpec) -> Tensor | None:
+    """Images that are model input but for their scale -> (B, channels, S, S) uint8, a quarter of
+    the bytes. None when one is of another type, size or number of channels, or is scaled otherwise.
+    """
+    side, channels = spec.image_size, spec.channels
+    shape = (side, side) if channels == 1 else (side, side, channels)
+    fit = all(image.shape == shape and image.dtype == np.uint8 for image in images)
+    if spec.scaling != "dtype" or not images or not fit:
+        return None
+    joined = torch.from_numpy(np.stack(images))
+    return joined[:, None] if channels == 1 else joined.permute(0, 3, 1, 2).contiguous()
+
+
+def scaled(batch: Tensor) -> Tensor:
+    """What ``unscaled`` gave, on any device -> float32 on the scale 0..1; other batches as they
+    are.
+    """
+    return batch.float() / 255.0 if batch.dtype == torch.uint8 else batch
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """Batches of model input as one, uint8 where all are."""
+    alike = len({part.dtype for part in parts}) == 1
+    return torch.cat(list(parts) if alike else [scaled(part) for part in parts])
+
+
 def planes_of(joined: NDArray[Any], spec: PreprocessSpec) -> Tensor:
     """Images of one shape and type (n, H, W[, C]) -> (n, channels, S, S) float32."""
     colour = joined.ndim == 4 and joined.shape[3] == 3 and joined.dtype == np.uint8

@@ -55,12 +55,12 @@ def measure(
     good, images = _decodable(embedder, samples, reduced)
     if not images:
         return None
-    batch = embedder.preprocess(images)
+    batch = embedder.model_input(images)
     on_gpu = not embedder.device.startswith("cpu")
     clock = time.perf_counter if on_gpu else time.thread_time
     phases: list[Phase] = [
         (lambda: _decode_all(good, reduced), time.thread_time),
-        (lambda: embedder.preprocess(images), time.thread_time),
+        (lambda: embedder.model_input(images), time.thread_time),
         (lambda: embedder.encode(batch), clock),
     ]
     before, at_once = torch.get_num_threads(), 1 if on_gpu else threads

@@ -226,10 +226,12 @@ class ShardEmbedder:
         """Its rows filled in; outside the lanes one batch at a time, on all threads of torch."""
         import torch
 
+        from eqmodel.preprocess import joined
+
         if not prepared.encodable:
             return prepared
         faultpoint("worker.encode")
-        batch = torch.cat(prepared.pixels)
+        batch = joined(prepared.pixels)
         prepared.pixels.clear()
         with ExitStack() as turn:
             if not self.lanes.encodes:

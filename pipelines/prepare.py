@@ -35,7 +35,7 @@ MIN_NORM = 1e-6
 class Prepared:
     """Some images decoded: a row for each, and model input for the ones worth encoding.
 
-    ``pixels`` are tensors (B_i, C, S, S) float32 whose rows belong to ``encodable`` in order;
+    ``pixels`` are model input (B_i, C, S, S) whose rows belong to ``encodable`` in order;
     ``num_encoded`` of them went through the network.
     """
 
@@ -145,7 +145,7 @@ class Preparer:
     def _preprocess(self, waiting: list[Decoded], out: Prepared) -> None:
         rows, images = [row for row, _ in waiting], [image for _, image in waiting]
         try:
-            parts = [self._embedder.preprocess(images)]
+            parts = [self._embedder.model_input(images)]
         except ValueError:
             rows, parts = self._one_by_one(waiting)
         out.encodable.extend(rows)
@@ -156,7 +156,7 @@ class Preparer:
         rows, parts = [], []
         for row, image in waiting:
             try:
-                parts.append(self._embedder.preprocess([image]))
+                parts.append(self._embedder.model_input([image]))
                 rows.append(row)
             except ValueError as error:
                 row.error = one_line(error)

@@ -62,6 +62,7 @@ def _ready(settings: dict[str, Any]) -> Callable[[str, bytes], Frame]:
     import torch
 
     from eqmodel import Embedder
+    from eqmodel.preprocess import joined
 
     torch.set_num_threads(1)
     embedder = Embedder.load(settings["model_folder"], device=settings["device"], verify=False)
@@ -70,7 +71,7 @@ def _ready(settings: dict[str, Any]) -> Callable[[str, bytes], Frame]:
     def answer_to(key: str, data: bytes) -> Frame:
         prepared = preparer.prepare([Sample(key, data)], {})
         if prepared.encodable:
-            fill(prepared.encodable, *embedder.encode(torch.cat(prepared.pixels)))
+            fill(prepared.encodable, *embedder.encode(joined(prepared.pixels)))
         row = prepared.rows[0]
         embedding = b"" if row.embedding is None else row.embedding.tobytes()
         plain = {name: getattr(row, name) for name in _PLAIN}

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from eqmodel import Embedder
+from eqmodel.preprocess import PreprocessSpec, joined, preprocess, scaled, unscaled
 from eqmodel.transfer import parts_on
 
 DEVICES = [
@@ -46,3 +47,55 @@ def test_embeddings_do_not_depend_on_the_parts(count: int, monkeypatch: pytest.M
     monkeypatch.setattr("eqmodel.embedder.BATCH", 7)
     assert whole.shape == (count, 128)
     assert np.allclose(whole, embedder.embed(images), atol=1e-5)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_bytes_on_the_way_become_the_input_bit_for_bit(channels: int) -> None:
+    shape = (8, 8) if channels == 1 else (8, 8, channels)
+    images = list(np.random.default_rng(1).integers(0, 256, (6, *shape), dtype=np.uint8))
+    spec = PreprocessSpec(image_size=8, channels=channels)
+    found = unscaled(images, spec)
+    assert found is not None
+    assert found.dtype == torch.uint8
+    assert torch.equal(scaled(found), preprocess(images, spec))
+
+
+@pytest.mark.parametrize(
+    ("other", "spec"),
+    [
+        (np.zeros((8, 9), np.uint8), PreprocessSpec(image_size=8)),
+        (np.zeros((8, 8), np.uint16), PreprocessSpec(image_size=8)),
+        (np.zeros((8, 8, 3), np.uint8), PreprocessSpec(image_size=8)),
+        (np.zeros((8, 8), np.uint8), PreprocessSpec(image_size=8, scaling=(0.0, 9.0))),
+        (np.zeros((8, 8), np.uint8), PreprocessSpec(image_size=12)),
+    ],
+)
+def test_what_is_resampled_or_scaled_otherwise_goes_as_floats(
+    other: np.ndarray, spec: PreprocessSpec
+) -> None:
+    assert unscaled([np.zeros((8, 8), np.uint8), other], spec) is None
+    assert unscaled([], spec) is None
+
+
+def test_a_batch_of_both_kinds_is_scaled_once() -> None:
+    images = list(np.random.default_rng(2).integers(0, 256, (4, 8, 8), dtype=np.uint8))
+    spec = PreprocessSpec(image_size=8)
+    whole, part = preprocess(images, spec), unscaled(images[2:], spec)
+    assert part is not None
+    assert torch.equal(joined([whole[:2], part]), whole)
+    assert joined([part, part]).dtype == torch.uint8
+
+
+def test_bytes_give_the_embeddings_of_floats() -> None:
+    embedder = Embedder.load("d4-28-grey", verify=False)
+    images = list(np.random.default_rng(3).integers(0, 256, (20, 28, 28), dtype=np.uint8))
+    assert embedder.model_input(images).dtype == torch.float32  # nothing is gained on a CPU
+    found, poses = embedder.encode(embedder.preprocess(images))
+    raw = unscaled(images, embedder.spec)
+    assert raw is not None
+    embeddings, codes = embedder.encode(raw)
+    assert np.array_equal(embeddings, found)
+    assert np.array_equal(codes, poses)
+    embedder.device = "cuda"  # told, not moved
+    assert embedder.model_input(images).dtype == torch.uint8
+    assert embedder.model_input([*images, images[0][1:]]).dtype == torch.float32
