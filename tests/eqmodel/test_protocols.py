@@ -128,6 +128,10 @@ def test_every_published_row_has_its_recipe() -> None:
         assert config is not None
         assert config.group[0] == ("d" if protocol.mirrored else "c")
         assert config.seed == 5
+        on_gpu = recipe_of("recommended").config_for(protocol, 5, device="cuda")
+        assert on_gpu is not None
+        assert (on_gpu.width > config.width) == (not protocol.mirrored)
+        assert on_gpu.max_minutes == config.max_minutes == 8.5
 
 
 def test_minutes_can_only_be_shortened() -> None:
