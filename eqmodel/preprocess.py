@@ -146,8 +146,8 @@ def unscaled(images: Sequence[NDArray[Any]], spec: PreprocessSpec) -> Tensor | N
     fit = all(image.shape == shape and image.dtype == np.uint8 for image in images)
     if spec.scaling != "dtype" or not images or not fit:
         return None
-    joined = torch.from_numpy(np.stack(images))
-    return joined[:, None] if channels == 1 else joined.permute(0, 3, 1, 2).contiguous()
+    pixels = torch.from_numpy(np.stack(images))
+    return pixels[:, None] if channels == 1 else pixels.permute(0, 3, 1, 2).contiguous()
 
 
 def scaled(batch: Tensor) -> Tensor:

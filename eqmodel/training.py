@@ -133,7 +133,8 @@ def fit(
     The state is saved in ``folder`` after every epoch and taken up again from there.
     """
     objective = objective_of(config).to(config.device)
-    optimiser = adamw(objective, first_rate(config), 1e-3)
+    first = first_rate(config)
+    optimiser = adamw(objective, first, 1e-3)
     state = TrainingState.open(folder, objective, optimiser, as_recorded(config))
     if not peers.leads:
         torch.manual_seed(config.seed + 1_000_003 * (state.epoch * peers.size + peers.rank))
@@ -150,7 +151,7 @@ def fit(
             if share >= 1.0:
                 break
             images = batch_of(pixels, batch, config.device)
-            steps.take(first_rate(config) * schedule(share), images)
+            steps.take(first * schedule(share), images)
             seen += len(batch)
         loss = peers.mean(steps.mean_loss())
         elapsed = peers.agreed(time.monotonic() - began)

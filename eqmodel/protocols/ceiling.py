@@ -122,7 +122,8 @@ def train_with_labels(
     classes, y = np.unique(train.labels, return_inverse=True)
     target = torch.from_numpy(y)
     model = Classifier(config, len(classes)).to(config.device)
-    optimiser = adamw(model, first_rate(config), 1e-2)
+    first = first_rate(config)
+    optimiser = adamw(model, first, 1e-2)
     state = TrainingState.open(folder, model, optimiser, as_recorded(config) | {"labels": True})
     steps = Steps(CrossEntropy(model), optimiser)
     pixels, target = on_device(pixels, config.device), target.to(config.device)
@@ -135,7 +136,7 @@ def train_with_labels(
                 break
             shown = batch_of(pixels, batch, config.device)
             wanted = target[batch.to(config.device)]
-            steps.take(first_rate(config) * schedule(share), shown, wanted)
+            steps.take(first * schedule(share), shown, wanted)
             seen += len(batch)
         loss = steps.mean_loss()
         state.finish_epoch(loss, time.monotonic() - began, config)

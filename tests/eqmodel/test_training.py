@@ -19,7 +19,8 @@ from eqmodel.kinds import fit_kinds, neighbour_graph
 from eqmodel.losses import CONSISTENCY_LOSSES
 from eqmodel.objective import Objective, Trunk
 from eqmodel.settings import TrainConfig, objective_of
-from eqmodel.training import EpochReport, fills_corners, train
+from eqmodel.steps import Steps
+from eqmodel.training import EpochReport, fills_corners, schedule, train
 from eqmodel.views import JITTERS, random_views
 
 SMALL = TrainConfig(width=2, features=6, dim=8, epochs=2, batch_size=64)
@@ -126,6 +127,26 @@ def test_what_cannot_be_trained_is_refused(clothes: list[np.ndarray], tmp_path: 
 def test_images_seen_sets_the_epochs(clothes: list[np.ndarray], tmp_path: Path) -> None:
     card = train(clothes[:100], tmp_path / "m", replace(SMALL, images_seen=310, patience=10))
     assert card["epochs"] == 3
+
+
+@pytest.mark.parametrize(("arch", "times"), [("dense", 1), ("octic", 5)])
+def test_an_octic_network_takes_larger_steps(
+    arch: str,
+    times: int,
+    clothes: list[np.ndarray],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rates: list[float] = []
+
+    def recorded(steps: Steps, rate: float, *batch: torch.Tensor) -> None:
+        rates.append(rate)
+        take(steps, rate, *batch)
+
+    take = Steps.take
+    monkeypatch.setattr(Steps, "take", recorded)
+    train(clothes[:128], tmp_path / arch, replace(SMALL, arch=arch, epochs=1))
+    assert rates[0] == pytest.approx(times * SMALL.learning_rate * schedule(0.0))
 
 
 def test_the_trunk_of_unmixed_copies_is_the_network_of_one_copy() -> None:
