@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from eqmodel.autoencoder import Encoder
 from eqmodel.copies import CopiesEncoder
+from eqmodel.irreps_frozen import IrrepEncoder, pays
 from eqmodel.layers import FieldNorm
 from eqmodel.octic import OcticEncoder
 from eqmodel.octic_frozen import FrozenOctic
@@ -125,7 +126,9 @@ def frozen(encoder: nn.Module) -> nn.Module:
         return FrozenOctic(encoder).eval()
     if not isinstance(encoder, Encoder):
         raise TypeError(f"{type(encoder).__name__} is not an encoder")
-    return FrozenEncoder(encoder).eval()
+    base = FrozenEncoder(encoder)
+    of = encoder.lift.group
+    return (IrrepEncoder(base, of) if pays(of) else base).eval()
 
 
 class HalfEncoder(nn.Module):

@@ -18,7 +18,10 @@ import torch
 from torch import Tensor
 
 from eqmodel import Embedder
+from eqmodel.autoencoder import AutoencoderConfig, network_of
 from eqmodel.devices import computes_bfloat16
+from eqmodel.frozen import frozen
+from eqmodel.groups import group
 from tests.bench.reference import reference_encoder
 from tests.bench.results import keep, number_of
 
@@ -49,7 +52,7 @@ def exported(module: torch.nn.Module, x: Tensor) -> bytes:
 
 def alternatives(embedder: Embedder, x: Tensor, missing: list[str]) -> dict[str, Callable[[], Any]]:
     """The frozen encoder by other engines, where they are installed."""
-    plain = Embedder.load("d4-28-grey").frozen
+    plain = Embedder.load("d4-28-grey").frozen.base
     for module in plain.modules():
         if hasattr(module, "packs"):
             module.packs = False
@@ -102,6 +105,7 @@ def test_the_frozen_encoder_against_other_engines() -> None:
             embedder, x, missing = Embedder.load("d4-28-grey"), torch.rand(BATCH, 1, 28, 28), []
             contenders: dict[str, Callable[[], Any]] = {
                 "frozen": lambda: embedder.frozen(x),
+                "packed convolutions": lambda: embedder.frozen.base(x),
                 "frozen, with readout and projection": lambda: embedder.encode(x),
                 "readout and projection in float64": lambda: embedder.projection(
                     embedder.readout_of(embedder.frozen(x))
@@ -135,10 +139,40 @@ def test_the_frozen_encoder_against_other_engines() -> None:
     figures: dict[str, object] = {
         f"{name}, images/s": BATCH / seconds for name, seconds in taken.items()
     }
-    if "escnn" in taken:
-        figures["frozen against escnn"] = taken["escnn"] / taken["frozen"]
+    for name in ("packed convolutions", "escnn"):
+        if name in taken:
+            figures[f"frozen against {name}"] = taken[name] / taken["frozen"]
     if "escnn, bfloat16" in taken:
         for name in ("escnn", "escnn, bfloat16"):
             figures[f"frozen in bfloat16 against {name}"] = taken[name] / taken["frozen, bfloat16"]
     figures["left out"] = "; ".join(missing) or "nothing"
     keep(f"The frozen encoder, d4-28-grey, {THREADS} threads", figures)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("width", "features"), [(12, 48), (16, 64)])
+def test_wider_encoders(width: int, features: int) -> None:
+    """The widths that the recipe without mirrors trains; weights as they are made."""
+    before, missing = torch.get_num_threads(), []
+    torch.set_num_threads(THREADS)
+    config = AutoencoderConfig(width=width, features=features)
+    encoder = network_of(config, group("d4"))[0].eval()
+    try:
+        with torch.inference_mode():
+            x, ours = torch.rand(BATCH, 1, 28, 28), frozen(encoder)
+            contenders = {"frozen": lambda: ours(x), "packed convolutions": lambda: ours.base(x)}
+            try:
+                reference = reference_encoder(config)
+                contenders["escnn"] = lambda: reference(x)
+            except pytest.skip.Exception as error:
+                missing.append(str(error))
+            taken = turns(contenders)
+    finally:
+        torch.set_num_threads(before)
+    figures: dict[str, object] = {
+        f"{name}, images/s": BATCH / seconds for name, seconds in taken.items()
+    }
+    for name in taken.keys() - {"frozen"}:
+        figures[f"frozen against {name}"] = taken[name] / taken["frozen"]
+    figures["left out"] = "; ".join(missing) or "nothing"
+    keep(f"The frozen D4 encoder of width {width}, {THREADS} threads", figures)

@@ -13,6 +13,7 @@ from safetensors.torch import load
 from eqmodel import Embedder, checkpoint
 from eqmodel.embedder import assemble
 from eqmodel.frozen import FrozenEncoder
+from eqmodel.irreps_frozen import IrrepEncoder
 from tests.bench.results import keep
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -82,8 +83,8 @@ def test_encoder_on_a_gpu(name: str) -> None:
 
             alone = rate(lambda: embedder.codes_of(inputs), count)  # noqa: B023 - called at once
             figures[f"{precision}: encoder, {count:,} at once, images/s"] = round(alone)
-            if isinstance(embedder.frozen, FrozenEncoder):
-                share = alone * operations(embedder.frozen, 28) / peak
+            if isinstance(embedder.frozen, IrrepEncoder):
+                share = alone * operations(embedder.frozen.base, 28) / peak
                 figures[f"{precision}: of the matrix peak, {count:,} at once"] = share
             figures[f"{precision}: to embedding and pose, {count:,} at once, images/s"] = round(
                 rate(whole, count)

@@ -64,7 +64,7 @@ def test_a_stopped_training_resumes_to_the_same_weights(
     assert epochs == [2]
     train(clothes[:300], tmp_path / "b", SMALL)
     a, b = Embedder.load(tmp_path / "a"), Embedder.load(tmp_path / "b")
-    assert torch.equal(a.frozen.get_buffer("last"), b.frozen.get_buffer("last"))
+    assert torch.equal(a.frozen.get_buffer("base.last"), b.frozen.get_buffer("base.last"))
 
 
 def test_another_recipe_does_not_take_up_the_state(

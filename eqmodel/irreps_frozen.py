@@ -1,0 +1,275 @@
+"""The frozen dense encoder in the irreducible basis: a fifth of the multiplications for D4.
+
+A group convolution is a linear map, at every place, from a patch of all fields under all elements
+to the fields there. Let the patch be read along the group: value (d, f, g) is field f under g at
+the place that g takes d to. An element then moves the patch by g alone, as it moves a field, so
+that the whole patch is d f regular representations, and in their irreducible basis (irreps.py) the
+map falls apart into blocks, as a pointwise one does: 12 multiply-adds in place of 64 for D4, 6 in
+place of 16 for C4. Each stage is one function of machine code (blocks.py).
+
+Images are the innermost axis, so that every step is on whole vectors. Equal to the convolutions but
+for rounding, by test. CPU and float32 only; what is none, or too few images, takes the
+convolutions.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from eqmodel.actions import filter_table
+from eqmodel.blocks import VECTORS, block_rows, compiled, lanes
+from eqmodel.groups import FiniteGroup
+from eqmodel.irreps import blocks_of, irreducible_basis
+
+PATCH_ROWS = 24  # taken to the basis at once: so that they stay in the first cache of a core
+LEAST_IMAGES = 16  # fewer take the convolutions: the stages always do as many as fit into vectors
+MAX_DIFFERENCE = 1e-4  # of the largest code, between the two forms
+Floats = NDArray[np.float32]
+_LOGGER = logging.getLogger(__name__)
+
+
+class Stage:
+    """One convolution with bias, and ReLU or none.
+
+    Input [element][field][y][x][image] with a border of ``pad`` zeros, output likewise, with the
+    border of the stage that follows. For the group c1, an ordinary convolution.
+    """
+
+    def __init__(
+        self, of: FiniteGroup, weight: Tensor, bias: Tensor, place: Sequence[int], relu: bool = True
+    ) -> None:
+        """weight (C' * G, C * G, k, k), bias (C' * G,), of the ordinary convolution that is equal;
+        ``place``: its stride, its padding, and the side of its input.
+        """
+        self.images = VECTORS * lanes()
+        stride, self.pad, side = place
+        self.order, size = of.order, weight.shape[-1]
+        self.fields, self.out_fields = weight.shape[1] // self.order, len(weight) // self.order
+        self.framed = side + 2 * self.pad
+        self.side = (self.framed - size) // stride + 1
+        self.depth = size * size * self.fields
+        basis = irreducible_basis(of)
+        self.block = fitting_block(self.out_fields)
+        signs = tuple(tuple(int(sign) for sign in row) for row in basis.matrix)
+        self.function = compiled(signs, basis.lines, basis.copies, self.block, relu)
+        self.bias = bias[:: self.order].numpy().copy()
+        self.weights = packed(in_blocks(of, weight), self.block)
+        self.padded = -(-self.out_fields // self.block) * self.block
+        moved = filter_table(of, size).argsort(1).numpy()  # [g, d]: the place that g takes d to
+        f, g = np.ix_(*map(np.arange, (self.fields, self.order)))
+        down, along = np.divmod(moved.T[:, None], size)  # [d, 1, g]
+        plane = (g * self.fields + f) * self.framed
+        self.inputs = self.table((plane + down) * self.framed + along)
+        y, x = np.ix_(*[np.arange(self.side)] * 2)
+        self.places = self.table((y * self.framed + x) * stride)
+
+    @property
+    def values_in(self) -> int:
+        return self.order * self.fields * self.framed**2 * self.images
+
+    def table(self, places: NDArray[Any]) -> NDArray[np.int32]:
+        """Places in planes of single pixels, as places in memory."""
+        return np.ascontiguousarray(places.ravel() * self.images, np.int32)
+
+    def leads_to(self, framed: int, pad: int) -> None:
+        """Where the output goes: into planes of ``framed`` pixels a side with a border of ``pad``."""
+        f, g = np.ix_(*map(np.arange, (self.out_fields, self.order)))
+        self.outputs = self.table((g * self.out_fields + f) * framed**2)
+        y, x = np.ix_(*[np.arange(self.side) + pad] * 2)
+        self.targets = self.table(y * framed + x)
+
+    def run(self, x: Tensor, patches: Tensor, products: Tensor, out: Tensor) -> None:
+        """The stage on ``x``, into ``out``; the others are room to work in."""
+        self.function(
+            x.data_ptr(), self.inputs.ctypes.data, self.places.ctypes.data, len(self.places),
+            self.weights.ctypes.data, self.depth, PATCH_ROWS, self.bias.ctypes.data,
+            self.out_fields, self.padded, patches.data_ptr(), products.data_ptr(), out.data_ptr(),
+            self.outputs.ctypes.data, self.targets.ctypes.data,
+        )  # fmt: skip
+
+
+def fitting_block(fields: int) -> int:
+    """The number of rows to sum at once that leaves the fewest idle."""
+    sizes = range(block_rows(), block_rows() // 2, -1)
+    return min(sizes, key=lambda size: -(-fields // size) * size)
+
+
+def in_blocks(of: FiniteGroup, weight: Tensor) -> tuple[Floats, Floats]:
+    """Weights (C' * G, C * G, k, k) of a group convolution as blocks: on lines (lines, C', k k C),
+    and on the plane, from component b to component o, (o, C', b, k k C); (0, C', 0, k k C) where
+    there is no plane.
+    """
+    order, size = of.order, weight.shape[-1]
+    first = weight[::order].double().unflatten(1, (-1, order)).flatten(3)  # [f', f, g, place]
+    moved = filter_table(of, size).argsort(1)  # [g, d]: the place that g takes d to
+    along = torch.stack([first[:, :, g, moved[g]] for g in range(order)])  # [g, f', f, d]
+    patch = along.transpose(2, 3).flatten(2)  # [g, f', (d, f)]
+    to_lines, to_planes = (torch.from_numpy(part) for part in blocks_of(of))
+    lines = torch.einsum("kp,kij->pij", to_lines, patch)
+    planes = torch.einsum("kbo,kij->oibj", to_planes, patch)
+    return lines.float().numpy(), planes.float().numpy()
+
+
+def packed(blocks: tuple[Floats, Floats], block: int) -> Floats:
+    """Blocks in the order in which they are read: for each PATCH_ROWS rows of patches, those on
+    lines (lines, C' / block, rows, block), then those on the plane (2 C' / block, b, rows, block),
+    C' filled up with zeros.
+    """
+    parts = []
+    lines, planes = blocks
+    for first in range(0, lines.shape[-1], PATCH_ROWS):
+        rows = slice(first, first + PATCH_ROWS)
+        parts.append(in_rows(lines[:, :, None, rows], block))
+        parts.append(in_rows(planes[..., rows], block))
+    return np.concatenate([part.ravel() for part in parts])
+
+
+def in_rows(weights: Floats, block: int) -> Floats:
+    """(p, C', b, rows) -> (p, C' / block, b, rows, block), C' filled up with zeros."""
+    missing = -weights.shape[1] % block
+    full = np.pad(weights, ((0, 0), (0, missing), (0, 0), (0, 0)))
+    apart = full.reshape(len(full), full.shape[1] // block, block, *full.shape[2:])
+    return apart.transpose(0, 1, 3, 4, 2)
+
+
+class Room:
+    """What one thread works in: images and inputs of all stages with their borders, the codes, and
+    the rows at hand.
+    """
+
+    def __init__(self, stages: Sequence[Stage]) -> None:
+        first, last = stages[0], stages[-1]
+        with torch.inference_mode(False):
+            self.inputs = [torch.zeros(stage.values_in) for stage in stages]
+            self.codes = torch.empty(last.order, last.out_fields, first.images)
+            rows = max(stage.order for stage in stages) * PATCH_ROWS
+            self.patches = torch.empty(rows, first.images)
+            rows = max(stage.order * stage.padded for stage in stages)
+            self.products = torch.empty(rows, first.images)
+        frame = self.inputs[0].view(first.fields, first.framed, first.framed, first.images)
+        inside = slice(first.pad, first.framed - first.pad)
+        self.images = frame[:, inside, inside]
+
+
+class IrrepEncoder(nn.Module):
+    """Images (B, C, S, S) float32 -> codes (B, order, features) float32, as ``base`` gives them but
+    for rounding.
+
+    ``base``: the frozen encoder of convolutions, which does what is not on a CPU, not float32, or
+    fewer than LEAST_IMAGES, and everything where the stages cannot be made or do not agree with it.
+    """
+
+    def __init__(self, base: Any, of: FiniteGroup) -> None:
+        super().__init__()
+        self.base, self.of = base, of
+        self._stages: list[Stage] | None = None
+        self._rooms: list[Room] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        suits = x.device.type == "cpu" and x.dtype == torch.float32 and len(x) >= LEAST_IMAGES
+        if torch.compiler.is_compiling() or not suits or not self._ready(x):
+            return self.base(x)  # type: ignore[no-any-return]
+        parts, threads = x.split(VECTORS * lanes()), torch.get_num_threads()
+        if threads > 1 and len(parts) > 1:
+            at_work = pool(threads, os.getpid())
+            return torch.cat(list(at_work.map(self._codes, dealt(parts, threads))))
+        return self._codes(parts)
+
+    def _ready(self, x: Tensor) -> bool:
+        """Whether there are stages; made, and held against the convolutions, at the first use."""
+        if self._stages is None:
+            self._stages = stages_of(self.base, self.of, x.shape[-1]) if lanes() else []
+            first = x[: VECTORS * lanes()]
+            if self._stages and not agree(self._codes([first]), self.base(first)):
+                _LOGGER.warning("convolutions are used: the faster form differs on this processor")
+                self._stages, self._rooms = [], []
+        return bool(self._stages)
+
+    def _codes(self, parts: Sequence[Tensor]) -> Tensor:
+        with torch.inference_mode(), self._room() as room:
+            return torch.cat([self._codes_of(part, room) for part in parts])
+
+    def _codes_of(self, x: Tensor, room: Room) -> Tensor:
+        room.images[..., : len(x)].copy_(x.permute(1, 2, 3, 0))
+        targets = [*room.inputs[1:], room.codes]
+        for stage, source, target in zip(self._stages or [], room.inputs, targets, strict=True):
+            stage.run(source, room.patches, room.products, target)
+        return room.codes[..., : len(x)].permute(2, 0, 1).contiguous()
+
+    @contextmanager
+    def _room(self) -> Iterator[Room]:
+        """Room for one thread, kept for the next that wants it."""
+        try:
+            room = self._rooms.pop()
+        except IndexError:
+            room = Room(self._stages or [])
+        yield room
+        self._rooms.append(room)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> IrrepEncoder:
+        self._stages, self._rooms = None, []  # of another device or precision
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_stages": None, "_rooms": []}
+
+
+@torch.inference_mode()
+def stages_of(base: Any, of: FiniteGroup, side: int) -> list[Stage]:
+    """The convolutions of a frozen encoder for images of ``side``, each leading to the next.
+
+    The first one knows no elements in its input: it is an ordinary one, to all fields under all.
+    """
+    lift, *convs = base.convs
+    place = (lift.stride[0], lift.padding[0], side)
+    weight, bias = (
+        part.unflatten(0, (-1, of.order)).transpose(0, 1).flatten(0, 1)
+        for part in (lift.weight, lift.bias)
+    )
+    stages = [Stage(FiniteGroup(1, False), weight, bias, place)]
+    for conv in convs:
+        place = (conv.stride[0], conv.padding[0], stages[-1].side)
+        stages.append(Stage(of, conv.weight, conv.bias, place))
+    side = stages[-1].side
+    last = base.last.T.unflatten(1, (side, side, -1)).permute(0, 3, 1, 2)
+    stages.append(Stage(of, last, base.centre, (1, 0, side), relu=False))
+    for stage, after in itertools.pairwise(stages):
+        stage.leads_to(after.framed, after.pad)
+    stages[-1].leads_to(1, 0)
+    return stages
+
+
+def agree(found: Tensor, expected: Tensor) -> bool:
+    """Whether codes are equal but for rounding; what is not a number must be so in both."""
+    most = float(expected[expected.isfinite()].abs().max()) if expected.isfinite().any() else 0.0
+    return torch.allclose(found, expected, rtol=0.0, atol=MAX_DIFFERENCE * most, equal_nan=True)
+
+
+def pays(of: FiniteGroup) -> bool:
+    """Whether the group is large enough for the blocks to save more than the sums cost."""
+    return of.n in (1, 2, 4) and of.order >= 4
+
+
+def dealt(parts: Sequence[Tensor], threads: int) -> list[Sequence[Tensor]]:
+    """Parts in their order, in as many groups as there are threads."""
+    each = -(-len(parts) // threads)
+    return [parts[i : i + each] for i in range(0, len(parts), each)]
+
+
+@lru_cache(maxsize=4)
+def pool(threads: int, process: int) -> ThreadPoolExecutor:
+    """Threads of a process on which torch uses one core each; a fork has none of its parent's."""
+    return ThreadPoolExecutor(threads, "irreps", lambda: torch.set_num_threads(1))
