@@ -5,18 +5,14 @@ a time, the blocks are multiplied while these are in the cache, and the products
 with bias and ReLU. As operators of PyTorch the patches would go to memory and come back between the
 steps, which costs as much as the smaller products save (measured for an image of 28 x 28, D4, width
 6: 243 microseconds by convolutions, 182 to 200 by operators, 100 to 120 so).
-
-LLVM (llvmlite, the extra ``fast``) makes the function at the first use, in some 0.1 s, for the
-processor that it runs on. No compiler is needed.
 """
 
 from __future__ import annotations
 
-import ctypes
-import platform
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+
+from eqmodel.machine import function_of, lanes
 
 VECTORS = 2  # of values side by side, in each step of a product
 Signs = tuple[tuple[int, ...], ...]
@@ -24,22 +20,6 @@ ARGUMENTS = (
     "x", "inputs", "places", "num_places", "weights", "depth", "at_once", "bias", "fields",
     "padded", "patches", "products", "out", "outputs", "targets",
 )  # fmt: skip
-
-
-@lru_cache(maxsize=1)
-def lanes() -> int:
-    """Values of float32 in one vector of this processor; 0 where nothing is known to be gained, or
-    llvmlite is not installed.
-    """
-    try:
-        from llvmlite import binding as llvm
-
-        features = llvm.get_host_cpu_features()
-    except (ImportError, OSError, RuntimeError):  # no extra "fast"; nothing known of the processor
-        return 0
-    if features.get("avx512f"):
-        return 16
-    return 8 if features.get("fma") or platform.machine() in ("aarch64", "arm64") else 0
 
 
 def block_rows() -> int:
@@ -60,19 +40,6 @@ def compiled(signs: Signs, lines: int, copies: int, block: int, relu: bool) -> C
     at_once and order * padded rows of VECTORS vectors. Nothing is checked; other threads go on
     meanwhile.
     """
-    from llvmlite import binding as llvm
-
     from eqmodel.blocks_code import text_of
 
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-    machine = llvm.Target.from_default_triple().create_target_machine(
-        cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=3
-    )
-    module = llvm.parse_assembly(text_of(signs, lines, copies, block, relu))
-    engine = llvm.create_mcjit_compiler(module, machine)
-    engine.finalize_object()
-    kind = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * len(ARGUMENTS))
-    run: Any = kind(engine.get_function_address("run"))
-    run.engine = engine  # which holds the code
-    return run  # type: ignore[no-any-return]
+    return function_of(text_of(signs, lines, copies, block, relu), len(ARGUMENTS))

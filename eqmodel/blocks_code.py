@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
-from llvmlite import ir
-
-from eqmodel.blocks import ARGUMENTS, VECTORS, Signs, lanes
+from eqmodel.blocks import ARGUMENTS, VECTORS, Signs
+from eqmodel.machine import lanes
+from eqmodel.machine_code import Writer
 
 Steps = list[tuple[int, int, int]]
 
 
 def text_of(signs: Signs, lines: int, copies: int, block: int, relu: bool) -> str:
     """See ``blocks.compiled``."""
-    text = str(_Function(signs, lines, copies, block, relu).module)
-    bits = 32 * lanes()  # LLVM would rather take shorter vectors than the processor has
-    wide = f'"min-legal-vector-width"="{bits}" "prefer-vector-width"="{bits}"'
-    return re.sub(r'(define void @"run"\([^)]*\))', rf"\1 {wide}", text)
+    function = _Function(signs, lines, copies, block, relu)
+    function.loop(function.given["num_places"], 1, function.at_place)
+    return function.text()
 
 
 def shared_sums(rows: Signs) -> tuple[Steps, list[dict[int, int]]]:
@@ -48,28 +46,12 @@ def shared_sums(rows: Signs) -> tuple[Steps, list[dict[int, int]]]:
         terms += 1
 
 
-class _Function:
-    """The function as LLVM reads it: addresses and numbers are words, values come in vectors."""
-
+class _Function(Writer):
     def __init__(self, signs: Signs, lines: int, copies: int, block: int, relu: bool) -> None:
-        self.lanes, self.block = lanes(), block
-        self.word, self.short, self.real = ir.IntType(64), ir.IntType(32), ir.FloatType()
-        self.vector = ir.VectorType(self.real, self.lanes)
-        self.zero = ir.Constant(self.vector, [0.0] * self.lanes)
+        super().__init__(ARGUMENTS, lanes(), VECTORS)
+        self.signs, self.lines, self.copies = signs, lines, copies
+        self.block, self.relu, self.order = block, relu, len(signs)
         self.row_bytes = 4 * VECTORS * self.lanes
-        self.module = ir.Module()
-        fma = ir.FunctionType(self.vector, [self.vector] * 3)
-        self.fma = ir.Function(self.module, fma, f"llvm.fma.v{self.lanes}f32")
-        kind = ir.FunctionType(ir.VoidType(), [self.word] * len(ARGUMENTS))
-        self.function = ir.Function(self.module, kind, "run")
-        self.given = dict(zip(ARGUMENTS, self.function.args, strict=True))
-        self.build = ir.IRBuilder(self.function.append_basic_block())
-        self.signs, self.lines, self.copies, self.relu = signs, lines, copies, relu
-        self.order = len(signs)
-        self.loop(self.given["num_places"], 1, self.at_place)
-        self.build.ret_void()
-
-    # -- what is computed ---------------------------------------------------------------------
 
     def at_place(self, index: Any) -> None:
         """All fields at one place of the output."""
@@ -158,7 +140,7 @@ class _Function:
                 for i in range(self.block):
                     weight = self.spread(self.plus(of_row, self.number(i), 4))
                     out += [
-                        build.call(self.fma, [weight, value, sums[i * VECTORS + j]])
+                        self.multiply_add(weight, value, sums[i * VECTORS + j])
                         for j, value in enumerate(values)
                     ]
                 return out
@@ -211,62 +193,5 @@ class _Function:
         negative = self.build.fcmp_ordered("<", value, self.zero)
         return self.build.select(negative, self.zero, value)
 
-    # -- how it is written --------------------------------------------------------------------
-
-    def number(self, value: int) -> Any:
-        return ir.Constant(self.word, value)
-
-    def plus(self, address: Any, index: Any, size: int) -> Any:
-        return self.build.add(address, self.build.mul(index, self.number(size)))
-
-    def place(self, base: Any, table: Any, index: Any) -> Any:
-        """base + table[index] values."""
-        entry = self.build.inttoptr(self.plus(table, index, 4), self.short.as_pointer())
-        return self.plus(base, self.build.sext(self.build.load(entry), self.word), 4)
-
-    def load_vectors(self, address: Any) -> list[Any]:
-        return [self.build.load(at, align=4) for at in self._vectors(address)]
-
-    def store_vectors(self, address: Any, values: Sequence[Any]) -> None:
-        for at, value in zip(self._vectors(address), values, strict=True):
-            self.build.store(value, at, align=4)
-
     def store_row(self, base: Any, row: Any, values: Sequence[Any]) -> None:
         self.store_vectors(self.plus(base, row, self.row_bytes), values)
-
-    def _vectors(self, address: Any) -> list[Any]:
-        kind = self.vector.as_pointer()
-        places = [self.plus(address, self.number(i), 4 * self.lanes) for i in range(VECTORS)]
-        return [self.build.inttoptr(place, kind) for place in places]
-
-    def spread(self, address: Any) -> Any:
-        """One value in all places of a vector."""
-        build, undefined = self.build, ir.Constant(self.vector, ir.Undefined)
-        value = build.load(build.inttoptr(address, self.real.as_pointer()))
-        single = build.insert_element(undefined, value, ir.Constant(self.short, 0))
-        mask = ir.Constant(ir.VectorType(self.short, self.lanes), [0] * self.lanes)
-        return build.shuffle_vector(single, undefined, mask)
-
-    def loop(
-        self, limit: Any, step: Any, body: Callable[..., Any], carried: Sequence[Any] = ()
-    ) -> Any:
-        """body(index, carried) for 0, step, 2 step, ... below ``limit``; what it carries on."""
-        build = self.build
-        before = build.block
-        head, inside, after = (self.function.append_basic_block() for _ in range(3))
-        build.branch(head)
-        build.position_at_end(head)
-        index, values = build.phi(self.word), [build.phi(value.type) for value in carried]
-        index.add_incoming(self.number(0), before)
-        for phi, value in zip(values, carried, strict=True):
-            phi.add_incoming(value, before)
-        build.cbranch(build.icmp_signed("<", index, limit), inside, after)
-        build.position_at_end(inside)
-        new = body(index, values) if carried else body(index)
-        step = self.number(step) if isinstance(step, int) else step
-        index.add_incoming(build.add(index, step), build.block)
-        for phi, value in zip(values, new or (), strict=True):
-            phi.add_incoming(value, build.block)
-        build.branch(head)
-        build.position_at_end(after)
-        return values

@@ -29,9 +29,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from eqmodel.actions import filter_table
-from eqmodel.blocks import VECTORS, block_rows, compiled, lanes
+from eqmodel.blocks import VECTORS, block_rows, compiled
 from eqmodel.groups import FiniteGroup
 from eqmodel.irreps import blocks_of, irreducible_basis
+from eqmodel.machine import lanes
 
 PATCH_ROWS = 24  # taken to the basis at once: so that they stay in the first cache of a core
 LEAST_IMAGES = 16  # fewer take the convolutions: the stages always do as many as fit into vectors

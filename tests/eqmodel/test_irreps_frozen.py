@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from eqmodel import Embedder, blocks, irreps_frozen
+from eqmodel import Embedder, blocks, irreps_frozen, machine
 from eqmodel.autoencoder import Autoencoder, AutoencoderConfig
 from eqmodel.frozen import frozen
 from eqmodel.groups import group
@@ -18,7 +18,7 @@ from eqmodel.irreps import irreducible_basis
 from eqmodel.irreps_frozen import IrrepEncoder, Stage, fitting_block
 
 pytest.importorskip("llvmlite")
-if not blocks.lanes():
+if not machine.lanes():
     pytest.skip("no vectors of this processor are known", allow_module_level=True)
 
 from eqmodel import blocks_code
