@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eqmodel import machine, weighted_rows
 from eqmodel.actions import turn, turn_tensor
 from eqmodel.errors import ChannelError, CheckpointError
 from eqmodel.groups import group
@@ -116,3 +117,39 @@ def test_colour_for_a_grey_model_is_the_luminance_resampled(
     assert float(found.std()) > 0.01
     turned = preprocess([np.rot90(image[:, ::-1]) for image in images], spec)
     assert float((turned - torch.rot90(found.flip(-1), 1, (-2, -1))).abs().max()) < 1e-6
+
+
+SPECS = [
+    PreprocessSpec(channels=channels, fit=fit, background=background)
+    for channels in (1, 3)
+    for fit in ("resize", "crop", "native")
+    for background in ("border", 0.3)
+]
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda s: f"{s.channels}-{s.fit}-{s.background}")
+@pytest.mark.parametrize("shape", [(256, 256, 3), (100, 77, 3), (3, 400, 3), (256, 201), (31, 33)])
+@pytest.mark.parametrize("by_code", [True, False])
+def test_bytes_are_resampled_as_planes_are(
+    spec: PreprocessSpec, shape: tuple[int, ...], by_code: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if spec.channels == 3 and len(shape) == 2:
+        return
+    if not by_code:
+        monkeypatch.setattr(weighted_rows, "lanes", lambda: 0)
+    weighted_rows._function.cache_clear()
+    images = np.random.default_rng(4).integers(0, 256, (15, *shape), np.uint8)
+    found = preprocess(list(images), spec)
+    long = int(np.prod(shape[1:])) >= weighted_rows.VECTORS * machine.lanes() > 0
+    assert (weighted_rows._function.cache_info().currsize > 0) == (by_code and long)
+    weighted_rows._function.cache_clear()
+    expected = resample(to_planes(images, spec), spec)
+    assert float((found - expected).abs().max()) < 3e-6
+    assert float(found.std()) > 0.0
+
+
+def test_a_view_of_other_memory_is_resampled_as_its_copy() -> None:
+    image = np.random.default_rng(5).integers(0, 256, (120, 90, 3), np.uint8)
+    spec = PreprocessSpec()
+    for view in (image[::-1], image[:, ::-1], image.transpose(1, 0, 2), image[10:90:2]):
+        assert torch.equal(preprocess([view], spec), preprocess([view.copy()], spec))
