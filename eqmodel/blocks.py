@@ -17,8 +17,8 @@ from eqmodel.machine import function_of, lanes
 VECTORS = 2  # of values side by side, in each step of a product
 Signs = tuple[tuple[int, ...], ...]
 ARGUMENTS = (
-    "x", "inputs", "places", "num_places", "weights", "depth", "at_once", "bias", "fields",
-    "padded", "patches", "products", "out", "outputs", "targets",
+    "x", "inputs", "places", "num_places", "filters", "taps", "weights", "depth", "at_once",
+    "bias", "fields", "padded", "patches", "products", "out", "outputs", "targets",
 )  # fmt: skip
 
 
@@ -28,18 +28,22 @@ def block_rows() -> int:
 
 
 @lru_cache(maxsize=32)
-def compiled(signs: Signs, lines: int, copies: int, block: int, relu: bool) -> Callable[..., None]:
+def compiled(
+    signs: Signs, lines: int, copies: int, block: int, relu: bool, depthwise: bool
+) -> Callable[..., None]:
     """The function for one basis (irreps.IrreducibleBasis) and rows of blocks summed at once. It is
     called with ARGUMENTS, all of them addresses or numbers.
 
     Places are counted in float32 values, in tables of int32: ``inputs`` (depth, order) from a
     place of the input to each row of its patch under each element, ``places`` and ``targets``
     (num_places,) in input and output, ``outputs`` (fields, order) from a place of the output to
-    its fields. ``weights`` as ``irreps_frozen.packed`` has them for ``at_once`` rows of patches
-    and ``padded`` fields; ``bias`` (fields,). ``patches`` and ``products`` are room for order *
-    at_once and order * padded rows of VECTORS vectors. Nothing is checked; other threads go on
-    meanwhile.
+    its fields. With ``depthwise``, a row of a patch is a sum of values with weights of its own, the
+    same for all elements: ``filters`` (depth, taps), and ``inputs`` (depth, taps, order).
+
+    ``weights`` as ``irreps_frozen.packed`` has them for ``at_once`` rows of patches and ``padded``
+    fields; ``bias`` (fields,). ``patches`` and ``products`` are room for order * at_once and order
+    * padded rows of VECTORS vectors. Nothing is checked; other threads go on meanwhile.
     """
     from eqmodel.blocks_code import text_of
 
-    return function_of(text_of(signs, lines, copies, block, relu), len(ARGUMENTS))
+    return function_of(text_of(signs, lines, copies, block, relu, depthwise), len(ARGUMENTS))

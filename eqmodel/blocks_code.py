@@ -14,9 +14,9 @@ from eqmodel.machine_code import Writer
 Steps = list[tuple[int, int, int]]
 
 
-def text_of(signs: Signs, lines: int, copies: int, block: int, relu: bool) -> str:
+def text_of(signs: Signs, lines: int, copies: int, block: int, relu: bool, depthwise: bool) -> str:
     """See ``blocks.compiled``."""
-    function = _Function(signs, lines, copies, block, relu)
+    function = _Function(signs, lines, copies, block, relu, depthwise)
     function.loop(function.given["num_places"], 1, function.at_place)
     return function.text()
 
@@ -47,10 +47,13 @@ def shared_sums(rows: Signs) -> tuple[Steps, list[dict[int, int]]]:
 
 
 class _Function(Writer):
-    def __init__(self, signs: Signs, lines: int, copies: int, block: int, relu: bool) -> None:
+    def __init__(
+        self, signs: Signs, lines: int, copies: int, block: int, relu: bool, depthwise: bool
+    ) -> None:
         super().__init__(ARGUMENTS, lanes(), VECTORS)
         self.signs, self.lines, self.copies = signs, lines, copies
         self.block, self.relu, self.order = block, relu, len(signs)
+        self.depthwise = depthwise
         self.row_bytes = 4 * VECTORS * self.lanes
 
     def at_place(self, index: Any) -> None:
@@ -74,16 +77,34 @@ class _Function(Writer):
     def patch_row(self, source: Any, first: Any, row: Any) -> None:
         """One value of the patch under every element, to its parts in the basis."""
         given, build = self.given, self.build
-        index = build.mul(build.add(first, row), self.number(self.order))
-        places = [
-            self.place(source, given["inputs"], build.add(index, self.number(g)))
-            for g in range(self.order)
-        ]
-        loaded = [self.load_vectors(place) for place in places]
+        index = build.add(first, row)
+        values = self.filtered(source, index) if self.depthwise else self.under_all(source, index)
+        loaded = [values[i : i + VECTORS] for i in range(0, len(values), VECTORS)]
         parts = [self.sums(self.signs, list(terms)) for terms in zip(*loaded, strict=True)]
         for part, vectors in enumerate(zip(*parts, strict=True)):
             place = build.add(build.mul(given["at_once"], self.number(part)), row)
             self.store_row(given["patches"], place, vectors)
+
+    def under_all(self, source: Any, index: Any) -> list[Any]:
+        """The vectors at one entry of ``inputs``, under each element."""
+        index = self.build.mul(index, self.number(self.order))
+        entries = [self.build.add(index, self.number(g)) for g in range(self.order)]
+        places = [self.place(source, self.given["inputs"], entry) for entry in entries]
+        return [vector for place in places for vector in self.load_vectors(place)]
+
+    def filtered(self, source: Any, row: Any) -> list[Any]:
+        """The sums over a filter's taps, under each element."""
+        given, build = self.given, self.build
+        start = build.mul(row, given["taps"])
+
+        def tap(index: Any, sums: Any) -> Any:
+            entry = build.add(start, index)
+            weight = self.spread(self.plus(given["filters"], entry, 4))
+            pairs = zip(self.under_all(source, entry), sums, strict=True)
+            return [self.multiply_add(weight, value, total) for value, total in pairs]
+
+        zeros = [self.zero] * (self.order * VECTORS)
+        return list(self.loop(given["taps"], 1, tap, zeros))
 
     def multiply(self, first: Any, rows: Any) -> None:
         """Add the products of some rows of the patches with their blocks."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from eqmodel.autoencoder import Encoder
 from eqmodel.copies import CopiesEncoder
-from eqmodel.irreps_frozen import IrrepEncoder, pays
+from eqmodel.irreps_frozen import IrrepEncoder, dense_stages, octic_stages, pays
 from eqmodel.layers import FieldNorm
 from eqmodel.octic import OcticEncoder
 from eqmodel.octic_frozen import FrozenOctic
@@ -122,13 +122,12 @@ def frozen(encoder: nn.Module) -> nn.Module:
         inference = copy.deepcopy(encoder)
         inference.base = frozen(inference.base)
         return inference.eval()
-    if isinstance(encoder, OcticEncoder):
-        return FrozenOctic(encoder).eval()
-    if not isinstance(encoder, Encoder):
+    if not isinstance(encoder, Encoder | OcticEncoder):
         raise TypeError(f"{type(encoder).__name__} is not an encoder")
-    base = FrozenEncoder(encoder)
-    of = encoder.lift.group
-    return (IrrepEncoder(base, of) if pays(of) else base).eval()
+    of, octic = encoder.lift.group, isinstance(encoder, OcticEncoder)
+    base = FrozenOctic(encoder) if isinstance(encoder, OcticEncoder) else FrozenEncoder(encoder)
+    stages_of = octic_stages if octic else dense_stages
+    return (IrrepEncoder(base, of, stages_of) if pays(of) else base).eval()
 
 
 class HalfEncoder(nn.Module):

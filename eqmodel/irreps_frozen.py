@@ -17,7 +17,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
@@ -49,36 +49,46 @@ class Stage:
     """
 
     def __init__(
-        self, of: FiniteGroup, weight: Tensor, bias: Tensor, place: Sequence[int], relu: bool = True
+        self,
+        of: FiniteGroup,
+        blocks: tuple[Floats, Floats],
+        bias: Tensor,
+        shape: Sequence[int],
+        filters: Tensor | None = None,
+        *,
+        relu: bool = True,
     ) -> None:
-        """weight (C' * G, C * G, k, k), bias (C' * G,), of the ordinary convolution that is equal;
-        ``place``: its stride, its padding, and the side of its input.
+        """blocks: as ``in_blocks`` has them; bias (C',). shape: the sides of filter and input, the
+        stride, the padding. filters (C, k * k): each field is filtered by itself first, under every
+        element by the turned filter, and ``blocks`` mix what comes of it.
         """
-        self.images = VECTORS * lanes()
-        stride, self.pad, side = place
-        self.order, size = of.order, weight.shape[-1]
-        self.fields, self.out_fields = weight.shape[1] // self.order, len(weight) // self.order
+        size, side, stride, self.pad = shape
+        self.order, self.images = of.order, VECTORS * lanes()
+        _, self.out_fields, self.depth = blocks[0].shape
+        self.fields = self.depth if filters is not None else self.depth // size**2
         self.framed = side + 2 * self.pad
         self.side = (self.framed - size) // stride + 1
-        self.depth = size * size * self.fields
         basis = irreducible_basis(of)
-        self.block = fitting_block(self.out_fields)
+        block = fitting_block(self.out_fields)
         signs = tuple(tuple(int(sign) for sign in row) for row in basis.matrix)
-        self.function = compiled(signs, basis.lines, basis.copies, self.block, relu)
-        self.bias = bias[:: self.order].numpy().copy()
-        self.weights = packed(in_blocks(of, weight), self.block)
-        self.padded = -(-self.out_fields // self.block) * self.block
+        depthwise = filters is not None
+        self.function = compiled(signs, basis.lines, basis.copies, block, relu, depthwise)
+        self.bias, self.weights = bias.numpy().copy(), packed(blocks, block)
+        self.padded = -(-self.out_fields // block) * block
         moved = filter_table(of, size).argsort(1).numpy()  # [g, d]: the place that g takes d to
         f, g = np.ix_(*map(np.arange, (self.fields, self.order)))
         down, along = np.divmod(moved.T[:, None], size)  # [d, 1, g]
-        plane = (g * self.fields + f) * self.framed
-        self.inputs = self.table((plane + down) * self.framed + along)
+        inputs = ((g * self.fields + f) * self.framed + down) * self.framed + along
+        self.inputs = self.table(inputs.transpose(1, 0, 2) if depthwise else inputs)
+        self.filters = np.zeros((0, 0), np.float32)
+        if filters is not None:
+            self.filters = np.ascontiguousarray(filters.numpy())
         y, x = np.ix_(*[np.arange(self.side)] * 2)
         self.places = self.table((y * self.framed + x) * stride)
 
     @property
     def values_in(self) -> int:
-        return self.order * self.fields * self.framed**2 * self.images
+        return int(self.order * self.fields * self.framed**2 * self.images)
 
     def table(self, places: NDArray[Any]) -> NDArray[np.int32]:
         """Places in planes of single pixels, as places in memory."""
@@ -95,9 +105,10 @@ class Stage:
         """The stage on ``x``, into ``out``; the others are room to work in."""
         self.function(
             x.data_ptr(), self.inputs.ctypes.data, self.places.ctypes.data, len(self.places),
-            self.weights.ctypes.data, self.depth, PATCH_ROWS, self.bias.ctypes.data,
-            self.out_fields, self.padded, patches.data_ptr(), products.data_ptr(), out.data_ptr(),
-            self.outputs.ctypes.data, self.targets.ctypes.data,
+            self.filters.ctypes.data, self.filters.shape[1], self.weights.ctypes.data, self.depth,
+            PATCH_ROWS, self.bias.ctypes.data, self.out_fields, self.padded, patches.data_ptr(),
+            products.data_ptr(), out.data_ptr(), self.outputs.ctypes.data,
+            self.targets.ctypes.data,
         )  # fmt: skip
 
 
@@ -145,6 +156,9 @@ def in_rows(weights: Floats, block: int) -> Floats:
     return apart.transpose(0, 1, 3, 4, 2)
 
 
+StagesOf = Callable[[Any, FiniteGroup, int], list[Stage]]
+
+
 class Room:
     """What one thread works in: images and inputs of all stages with their borders, the codes, and
     the rows at hand.
@@ -172,9 +186,9 @@ class IrrepEncoder(nn.Module):
     fewer than LEAST_IMAGES, and everything where the stages cannot be made or do not agree with it.
     """
 
-    def __init__(self, base: Any, of: FiniteGroup) -> None:
+    def __init__(self, base: nn.Module, of: FiniteGroup, stages_of: StagesOf) -> None:
         super().__init__()
-        self.base, self.of = base, of
+        self.base, self.of, self.stages_of = base, of, stages_of
         self._stages: list[Stage] | None = None
         self._rooms: list[Room] = []
 
@@ -191,7 +205,7 @@ class IrrepEncoder(nn.Module):
     def _ready(self, x: Tensor) -> bool:
         """Whether there are stages; made, and held against the convolutions, at the first use."""
         if self._stages is None:
-            self._stages = stages_of(self.base, self.of, x.shape[-1]) if lanes() else []
+            self._stages = self.stages_of(self.base, self.of, x.shape[-1]) if lanes() else []
             first = x[: VECTORS * lanes()]
             if self._stages and not agree(self._codes([first]), self.base(first)):
                 _LOGGER.warning("convolutions are used: the faster form differs on this processor")
@@ -229,24 +243,47 @@ class IrrepEncoder(nn.Module):
 
 
 @torch.inference_mode()
-def stages_of(base: Any, of: FiniteGroup, side: int) -> list[Stage]:
-    """The convolutions of a frozen encoder for images of ``side``, each leading to the next.
-
-    The first one knows no elements in its input: it is an ordinary one, to all fields under all.
-    """
+def dense_stages(base: Any, of: FiniteGroup, side: int) -> list[Stage]:
+    """The convolutions of a FrozenEncoder for images of ``side``."""
     lift, *convs = base.convs
-    place = (lift.stride[0], lift.padding[0], side)
-    weight, bias = (
-        part.unflatten(0, (-1, of.order)).transpose(0, 1).flatten(0, 1)
-        for part in (lift.weight, lift.bias)
-    )
-    stages = [Stage(FiniteGroup(1, False), weight, bias, place)]
+    stages = [lifting(of, lift.weight, lift.bias, (side, lift.stride[0], lift.padding[0]))]
     for conv in convs:
-        place = (conv.stride[0], conv.padding[0], stages[-1].side)
-        stages.append(Stage(of, conv.weight, conv.bias, place))
+        shape = (conv.weight.shape[-1], stages[-1].side, conv.stride[0], conv.padding[0])
+        stages.append(Stage(of, in_blocks(of, conv.weight), conv.bias[:: of.order], shape))
     side = stages[-1].side
     last = base.last.T.unflatten(1, (side, side, -1)).permute(0, 3, 1, 2)
-    stages.append(Stage(of, last, base.centre, (1, 0, side), relu=False))
+    blocks, bias = in_blocks(of, last), base.centre[:: of.order]
+    return joined([*stages, Stage(of, blocks, bias, (side, side, 1, 0), relu=False)])
+
+
+@torch.inference_mode()
+def octic_stages(base: Any, of: FiniteGroup, side: int) -> list[Stage]:
+    """The stages of a FrozenOctic for images of ``side``."""
+    stages = [lifting(of, base.lift, base.shift, (side, 2, base.padding))]
+    for stage in base.stages:
+        filters = stage.filters[:: of.order, 0]
+        lines, planes = stage.lines.transpose(1, 2), stage.planes.permute(1, 3, 0, 2)
+        shape = (filters.shape[-1], stages[-1].side, stage.stride, stage.padding)
+        blocks = (lines.numpy(), planes.numpy())
+        stages.append(Stage(of, blocks, stage.shift, shape, filters.flatten(1), relu=stage.relu))
+    return joined(stages)
+
+
+def lifting(of: FiniteGroup, weight: Tensor, bias: Tensor, place: Sequence[int]) -> Stage:
+    """The first convolution, weight (C' * G, C, k, k), bias (C' * G,); ``place``: side of the
+    image, stride, padding. It knows no elements in its input: an ordinary one, to all fields under
+    all.
+    """
+    by_element = weight.unflatten(0, (-1, of.order)).transpose(0, 1).flatten(0, 1)
+    none = FiniteGroup(1, False)
+    shape = (weight.shape[-1], *place)
+    return Stage(
+        none, in_blocks(none, by_element), bias.unflatten(0, (-1, of.order)).T.flatten(), shape
+    )
+
+
+def joined(stages: list[Stage]) -> list[Stage]:
+    """Each leading to the next, the last one to places without a border."""
     for stage, after in itertools.pairwise(stages):
         stage.leads_to(after.framed, after.pad)
     stages[-1].leads_to(1, 0)

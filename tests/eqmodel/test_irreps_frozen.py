@@ -15,7 +15,7 @@ from eqmodel.autoencoder import Autoencoder, AutoencoderConfig
 from eqmodel.frozen import frozen
 from eqmodel.groups import group
 from eqmodel.irreps import irreducible_basis
-from eqmodel.irreps_frozen import IrrepEncoder, Stage, fitting_block
+from eqmodel.irreps_frozen import IrrepEncoder, Stage, fitting_block, in_blocks
 
 pytest.importorskip("llvmlite")
 if not machine.lanes():
@@ -24,10 +24,10 @@ if not machine.lanes():
 from eqmodel import blocks_code
 
 
-def encoder_of(name: str = "d4", **config: int) -> IrrepEncoder:
+def encoder_of(name: str = "d4", arch: str = "dense", **config: int) -> IrrepEncoder:
     torch.manual_seed(3)
     sizes = {"width": 3, "features": 5} | config
-    model = Autoencoder(AutoencoderConfig(group=name, **sizes))  # type: ignore[arg-type]
+    model = Autoencoder(AutoencoderConfig(group=name, arch=arch, **sizes))  # type: ignore[arg-type]
     side, channels = model.config.image_size, model.config.channels
     for _ in range(2):
         model(torch.rand(8, channels, side, side))  # moves the running statistics
@@ -57,9 +57,12 @@ def vectors(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("config", [
     {}, {"width": 7, "features": 13}, {"channels": 3}, {"image_size": 40}, {"image_size": 64},
 ])  # fmt: skip
+@pytest.mark.parametrize("arch", ["dense", "octic"])
 @torch.no_grad()
-def test_codes_of_the_convolutions(name: str, config: dict[str, int], vectors: int) -> None:
-    encoder = encoder_of(name, **config)
+def test_codes_of_the_convolutions(
+    arch: str, name: str, config: dict[str, int], vectors: int
+) -> None:
+    encoder = encoder_of(name, arch, **config)
     side, channels = config.get("image_size", 28), config.get("channels", 1)
     x = torch.rand(37, channels, side, side)
     assert difference(encoder, x) < 5e-6
@@ -83,8 +86,9 @@ def test_few_images_need_no_machine_code(monkeypatch: pytest.MonkeyPatch) -> Non
     def never(*args: object) -> None:
         raise AssertionError("made for a query")
 
-    monkeypatch.setattr(irreps_frozen, "stages_of", never)
-    encoder_of()(torch.rand(8, 1, 28, 28))
+    encoder = encoder_of()
+    monkeypatch.setattr(encoder, "stages_of", never)
+    encoder(torch.rand(8, 1, 28, 28))
 
 
 @torch.no_grad()
@@ -197,7 +201,8 @@ def test_a_stage_is_a_convolution() -> None:
     torch.manual_seed(8)
     encoder = encoder_of(width=5)
     conv = encoder.base.convs[1]
-    stage = Stage(group("d4"), conv.weight, conv.bias, (2, 1, 14))
+    blocks_of_it = in_blocks(group("d4"), conv.weight)
+    stage = Stage(group("d4"), blocks_of_it, conv.bias[::8], (4, 14, 2, 1))
     stage.leads_to(stage.side, 0)
     x = torch.rand(stage.images, 40, 14, 14)
     framed = torch.nn.functional.pad(x, (1, 1, 1, 1)).unflatten(1, (5, 8))
