@@ -44,7 +44,7 @@ _LOGGER = logging.getLogger(__name__)
 class Stage:
     """One convolution with bias, and ReLU or none.
 
-    Input [element][field][y][x][image] with a border of ``pad`` zeros, output likewise, with the
+    Input [y][x][element][field][image] with a border of ``pad`` zeros, output likewise, with the
     border of the stage that follows. For the group c1, an ordinary convolution.
     """
 
@@ -78,28 +78,28 @@ class Stage:
         moved = filter_table(of, size).argsort(1).numpy()  # [g, d]: the place that g takes d to
         f, g = np.ix_(*map(np.arange, (self.fields, self.order)))
         down, along = np.divmod(moved.T[:, None], size)  # [d, 1, g]
-        inputs = ((g * self.fields + f) * self.framed + down) * self.framed + along
+        inputs = ((down * self.framed + along) * self.order + g) * self.fields + f
         self.inputs = self.table(inputs.transpose(1, 0, 2) if depthwise else inputs)
         self.filters = np.zeros((0, 0), np.float32)
         if filters is not None:
             self.filters = np.ascontiguousarray(filters.numpy())
         y, x = np.ix_(*[np.arange(self.side)] * 2)
-        self.places = self.table((y * self.framed + x) * stride)
+        self.places = self.table((y * self.framed + x) * stride * self.order * self.fields)
 
     @property
     def values_in(self) -> int:
         return int(self.order * self.fields * self.framed**2 * self.images)
 
     def table(self, places: NDArray[Any]) -> NDArray[np.int32]:
-        """Places in planes of single pixels, as places in memory."""
+        """Places counted in images, as places in memory."""
         return np.ascontiguousarray(places.ravel() * self.images, np.int32)
 
     def leads_to(self, framed: int, pad: int) -> None:
-        """Where the output goes: to planes of ``framed`` pixels a side with a border of ``pad``."""
+        """Where the output goes: to a frame of ``framed`` pixels a side with a border of ``pad``."""
         f, g = np.ix_(*map(np.arange, (self.out_fields, self.order)))
-        self.outputs = self.table((g * self.out_fields + f) * framed**2)
+        self.outputs = self.table(g * self.out_fields + f)
         y, x = np.ix_(*[np.arange(self.side) + pad] * 2)
-        self.targets = self.table(y * framed + x)
+        self.targets = self.table((y * framed + x) * self.order * self.out_fields)
 
     def run(self, x: Tensor, patches: Tensor, products: Tensor, out: Tensor) -> None:
         """The stage on ``x``, into ``out``; the others are room to work in."""
@@ -173,9 +173,9 @@ class Room:
             self.patches = torch.empty(rows, first.images)
             rows = max(stage.order * stage.padded for stage in stages)
             self.products = torch.empty(rows, first.images)
-        frame = self.inputs[0].view(first.fields, first.framed, first.framed, first.images)
+        frame = self.inputs[0].view(first.framed, first.framed, first.fields, first.images)
         inside = slice(first.pad, first.framed - first.pad)
-        self.images = frame[:, inside, inside]
+        self.images = frame[inside, inside]
 
 
 class IrrepEncoder(nn.Module):
@@ -217,7 +217,7 @@ class IrrepEncoder(nn.Module):
             return torch.cat([self._codes_of(part, room) for part in parts])
 
     def _codes_of(self, x: Tensor, room: Room) -> Tensor:
-        room.images[..., : len(x)].copy_(x.permute(1, 2, 3, 0))
+        room.images[..., : len(x)].copy_(x.permute(2, 3, 1, 0))
         targets = [*room.inputs[1:], room.codes]
         for stage, source, target in zip(self._stages or [], room.inputs, targets, strict=True):
             stage.run(source, room.patches, room.products, target)

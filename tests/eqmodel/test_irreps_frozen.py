@@ -206,12 +206,12 @@ def test_a_stage_is_a_convolution() -> None:
     stage.leads_to(stage.side, 0)
     x = torch.rand(stage.images, 40, 14, 14)
     framed = torch.nn.functional.pad(x, (1, 1, 1, 1)).unflatten(1, (5, 8))
-    source = framed.permute(2, 1, 3, 4, 0).contiguous()
+    source = framed.permute(3, 4, 2, 1, 0).contiguous()
     rows = 8 * max(irreps_frozen.PATCH_ROWS, stage.padded)
-    out = torch.empty(8, stage.out_fields, 7, 7, stage.images)
+    out = torch.empty(7, 7, 8, stage.out_fields, stage.images)
     stage.run(source, *torch.empty(2, rows, stage.images), out)
     expected = torch.nn.functional.conv2d(
         x.double(), conv.weight.double(), conv.bias.double(), 2, 1
     ).relu()
-    found = out.permute(4, 1, 0, 2, 3).flatten(1, 2)
+    found = out.permute(4, 3, 2, 0, 1).flatten(1, 2)
     assert float((found - expected).abs().max() / expected.max()) < 1e-6
