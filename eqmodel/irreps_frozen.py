@@ -95,7 +95,7 @@ class Stage:
         return np.ascontiguousarray(places.ravel() * self.images, np.int32)
 
     def leads_to(self, framed: int, pad: int) -> None:
-        """Where the output goes: to a frame of ``framed`` pixels a side with a border of ``pad``."""
+        """Where the output goes: to a frame of ``framed`` pixels a side, ``pad`` of them border."""
         f, g = np.ix_(*map(np.arange, (self.out_fields, self.order)))
         self.outputs = self.table(g * self.out_fields + f)
         y, x = np.ix_(*[np.arange(self.side) + pad] * 2)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from eqmodel.machine import lanes
 from pipelines.decode import _decode, decode
 from pipelines.fast_decode import decode_plain, decode_reduced, decode_webp
 from pipelines.pictures import open_picture, open_pixels
@@ -137,8 +138,21 @@ def test_long_rows_are_summed_to_the_same(
 ) -> None:
     pixels = np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8)
     expected = _shrunk(pixels, 48)
+    monkeypatch.setattr("pipelines.thumbnails._function", lambda points: None)
+    assert np.array_equal(_shrunk(pixels, 48), expected)
     monkeypatch.setattr("pipelines.thumbnails.LONG_ROW", 1)
     assert np.array_equal(_shrunk(pixels, 48), expected)
+
+
+@pytest.mark.skipif(not lanes(), reason="no machine code here")
+def test_machine_code_shrinks_views_as_numpy_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = np.random.default_rng(2).integers(0, 256, (400, 301, 3), dtype=np.uint8)
+    views = [pixels[::-1], pixels.transpose(1, 0, 2), pixels[3:200, ::2], pixels[..., 1]]
+    found = [_shrunk(view, 48) for view in views]
+    assert all(small.std() > 1 for small in found)
+    monkeypatch.setattr("pipelines.thumbnails._function", lambda points: None)
+    for view, small in zip(views, found, strict=True):
+        assert np.array_equal(_shrunk(np.ascontiguousarray(view), 48), small)
 
 
 def test_one_long_row_takes_no_memory_of_its_length() -> None:
