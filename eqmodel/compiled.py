@@ -1,8 +1,9 @@
-"""The encoder through torch.compile: an option, never needed.
+"""The encoder through torch.compile: an option, for CPUs that have no machine code (machine.py).
 
-Measured (tests/bench/RESULTS.md): nothing is gained for the dense encoder, whose time lies in
-convolutions that are packed anyway; the octic one is half as fast again, after seconds of start-up.
-What was compiled stays in torch's cache on the machine, and the next start is shorter.
+Measured (tests/bench/RESULTS.md): it never pays beside machine code, which is twice as fast and
+needs no seconds to start. Without that the octic encoder gains a half by it, the dense one, whose
+time lies in convolutions that are packed anyway, nothing. What was compiled stays in torch's cache
+on the machine, and the next start is shorter.
 """
 
 from __future__ import annotations

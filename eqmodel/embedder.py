@@ -26,6 +26,8 @@ from eqmodel.errors import CheckpointError, Refused
 from eqmodel.frozen import frozen, in_precision
 from eqmodel.frozen_head import FrozenGram, FrozenHead
 from eqmodel.groups import FiniteGroup
+from eqmodel.irreps_frozen import IrrepEncoder
+from eqmodel.machine import lanes
 from eqmodel.preprocess import PreprocessSpec, check_channels, preprocess, scaled, unscaled
 from eqmodel.projection import Projection
 from eqmodel.readouts import readout
@@ -133,9 +135,15 @@ class Embedder:
         return self
 
     def compile(self) -> None:
-        """Encode through torch.compile from now on, on CPUs. Refused where no compiler is found."""
+        """Encode through torch.compile from now on, on CPUs. Refused where no compiler is found.
+
+        Nothing changes where the encoder runs by machine code of its own, which is faster.
+        """
         if self.device != "cpu":
             raise Refused(f"--compile is for CPUs, the model is on {self.device}; leave it out")
+        copies = isinstance(self.frozen, CopiesEncoder)
+        if lanes() and isinstance(self.frozen.base if copies else self.frozen, IrrepEncoder):
+            return
         if isinstance(self.frozen, CopiesEncoder):
             self.frozen.base = compiled(self.frozen.base)
         else:

@@ -71,9 +71,7 @@ class EmbedFlags:
     ] = False
     compile: Annotated[
         bool,
-        typer.Option(
-            "--compile", help="torch.compile on CPUs: --arch octic 1.5 times as fast after seconds"
-        ),
+        typer.Option("--compile", help="torch.compile, on CPUs for which there is no machine code"),
     ] = False
     image_column: Annotated[
         Text, typer.Option(help="Parquet column with the image bytes [default: image]")

@@ -26,8 +26,8 @@ class EmbedSettings:
     ``deadline_s`` the seconds without any progress after which a worker counts as stuck;
     ``commit_every_s`` the pause between commits; ``thumbnail_share`` the share of images that get
     a thumbnail; ``reduced_jpeg`` decodes a JPEG straight to a smaller size, which is faster and not
-    exact under turns; ``compile`` encodes through torch.compile; ``max_reject_share`` the share of
-    rejected rows past which the run fails.
+    exact under turns; ``compile`` encodes through torch.compile where there is no machine code;
+    ``max_reject_share`` the share of rejected rows past which the run fails.
     """
 
     input: str

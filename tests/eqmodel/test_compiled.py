@@ -59,12 +59,22 @@ def test_an_embedder_embeds_the_same(
     name: str, shapes: list[torch.Size], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("eqmodel.compiled.compiler", lambda: "g++")
+    monkeypatch.setattr("eqmodel.embedder.lanes", lambda: 0)
     embedder = Embedder.load(name, verify=False)
     images = list(torch.rand(5, 28, 28).numpy())
     expected = embedder.embed(images)
     embedder.compile()
     assert abs(embedder.embed(images) - expected).max() < 1e-5
     assert shapes
+
+
+@pytest.mark.parametrize("name", ["d4-28-grey", "d12-28-grey"])
+def test_what_is_faster_anyway_is_not_compiled(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eqmodel.embedder.lanes", lambda: 16)
+    monkeypatch.setattr("eqmodel.embedder.compiled", None)  # would fail if it were called
+    embedder = Embedder.load(name, verify=False)
+    embedder.compile()
+    assert not embedder.compiled
 
 
 def test_no_compiler_is_a_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

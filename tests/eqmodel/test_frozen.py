@@ -10,6 +10,7 @@ from eqmodel.equivariance import relative_error
 from eqmodel.frozen import FrozenConv, frozen
 from eqmodel.frozen_head import FrozenGram, FrozenHead
 from eqmodel.groups import group
+from eqmodel.irreps_frozen import LEAST_IMAGES
 from eqmodel.kinds import KindsHead
 from eqmodel.projection import Projection, with_kinds
 from eqmodel.readouts import CORRELATIONS, READOUTS, gram, readout
@@ -53,7 +54,7 @@ def test_images_to_embeddings_as_the_eager_model(
     name: str, readout_name: str, kinds: float
 ) -> None:
     model = trained(name, readout_name)
-    x = torch.rand(9, 1, 28, 28)
+    x = torch.rand(LEAST_IMAGES + 1, 1, 28, 28)
     read = readout(readout_name, model.group, model.attention)
     projection = fitted(read(model.encoder(x)), kinds)
     double = copy.deepcopy(model).double()
