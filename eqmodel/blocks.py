@@ -40,7 +40,7 @@ def compiled(
     its fields. With ``depthwise``, a row of a patch is a sum of values with weights of its own, the
     same for all elements: ``filters`` (depth, taps), and ``inputs`` (depth, taps, order).
 
-    ``weights`` as ``irreps_frozen.packed`` has them for ``at_once`` rows of patches and ``padded``
+    ``weights`` as ``stages.packed`` has them for ``at_once`` rows of patches and ``padded``
     fields; ``bias`` (fields,). ``patches`` and ``products`` are room for order * at_once and order
     * padded rows of VECTORS vectors. Nothing is checked; other threads go on meanwhile.
     """

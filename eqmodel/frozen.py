@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from eqmodel.autoencoder import Encoder
 from eqmodel.copies import CopiesEncoder
-from eqmodel.irreps_frozen import IrrepEncoder, dense_stages, octic_stages, pays
+from eqmodel.irreps_frozen import IrrepEncoder, pays
 from eqmodel.layers import FieldNorm
 from eqmodel.octic import OcticEncoder
 from eqmodel.octic_frozen import FrozenOctic
+from eqmodel.stages import dense_stages, octic_stages
 
 
 def folded(weight: Tensor, norm: FieldNorm, order: int) -> tuple[Tensor, Tensor]:
