@@ -192,7 +192,7 @@ def resampled_bytes(images: Sequence[NDArray[np.uint8]], spec: PreprocessSpec) -
     mixed = spec.channels == 1 and bands == 3
     virtual = virtual_side(height, width, spec)
     rows, columns, uncovered = byte_matrices(height, width, virtual, spec.image_size, mixed)
-    images = [np.ascontiguousarray(image).reshape(height, width, bands) for image in images]
+    images = [image.reshape(height, width, bands) for image in images]
     lines = rows.of([image.reshape(height, -1) for image in images])
     if mixed or bands == 1:
         found = (lines @ columns)[:, None]

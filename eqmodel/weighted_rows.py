@@ -41,8 +41,12 @@ class RowWeights:
             self.weights[row, :count] = matrix[row, first : first + count]
 
     def of(self, images: Sequence[Bytes]) -> Tensor:
-        """Images (H, L), C-contiguous, of one shape -> (n, S, L) float32."""
-        length = images[0].shape[1]
+        """Images (H, L) of one shape -> (n, S, L) float32. ValueError for any other array."""
+        shape = (self.matrix.shape[1], images[0].shape[1])
+        images = [np.ascontiguousarray(image) for image in images]
+        if any(image.shape != shape or image.dtype != np.uint8 for image in images):
+            raise ValueError(f"images of bytes of shape {shape} are expected")
+        length = shape[1]
         run = _function() if length >= VECTORS * lanes() > 0 else None
         if run is None:
             stacked = torch.from_numpy(np.stack(images)).float()

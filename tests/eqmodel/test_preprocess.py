@@ -153,3 +153,12 @@ def test_a_view_of_other_memory_is_resampled_as_its_copy() -> None:
     spec = PreprocessSpec()
     for view in (image[::-1], image[:, ::-1], image.transpose(1, 0, 2), image[10:90:2]):
         assert torch.equal(preprocess([view], spec), preprocess([view.copy()], spec))
+
+
+def test_rows_of_other_arrays_are_refused() -> None:
+    rows = weighted_rows.RowWeights(resampling_matrix(120, 120, 28))
+    image = np.zeros((120, 100), np.uint8)
+    assert rows.of([image, image]).shape == (2, 28, 100)
+    for wrong in (image[:-1], image[:, :-1], image.astype(np.float32)):
+        with pytest.raises(ValueError, match="images of bytes of shape"):
+            rows.of([image, wrong])
