@@ -146,7 +146,8 @@ class ShardEmbedder:
     def _add_images(self, file: ShardFile, work: ShardWork, carried: Carried, tally: Tally) -> None:
         damage = list[Damage]()
         ticket = self._reading.ticket()
-        samples = begun(self._samples(work, carried, damage, tally))
+        with tally.phases.timed("fetch"):
+            samples = begun(self._samples(work, carried, damage, tally))
         with ExitStack() as turn:
             turn.enter_context(self._reading.hold(ticket))
             if work.quarantine > 1:
@@ -155,7 +156,9 @@ class ShardEmbedder:
                 parts = self._decoded_apart if work.quarantine else self._embedded
                 if not self.lanes.alone:  # the next shard may begin while this one's end is encoded
                     samples = followed_by(samples, turn.close)
-                for done in parts(work, samples, carried, ticket):
+                count = min(work.batch_size, self.batching.batch_size, CHUNK)
+                chunks = tally.phases.each("fetch", chunked(samples, count))
+                for done in parts(work, chunks, carried, ticket):
                     tally.phases.absorb(done.phases)
                     tally.num_encoded += done.num_encoded
                     with tally.phases.timed("write"):
@@ -170,17 +173,10 @@ class ShardEmbedder:
         self, work: ShardWork, carried: Carried, damage: list[Damage], tally: Tally
     ) -> Iterator[Sample]:
         shard = as_listed(work.shard, self.settings.prefix)
-        reading = iter(read_shard(self.input, shard, self.settings.read, only=carried.missing))
+        reading = read_shard(self.input, shard, self.settings.read, only=carried.missing)
         keep = not work.quarantine and self._first in (None, work.shard)
-        fetch_s = core_s = 0.0
-        clock, working, kept = time.perf_counter, time.thread_time, 0
-        while True:
-            started, worked = clock(), working()
-            found = next(reading, None)
-            fetch_s, core_s = fetch_s + clock() - started, core_s + working() - worked
-            if found is None:
-                tally.phases.add("fetch", fetch_s, core_s)
-                return
+        kept = 0
+        for found in reading:
             if isinstance(found, Damage):
                 damage.append(found)
                 continue
@@ -192,7 +188,7 @@ class ShardEmbedder:
             yield found
 
     def _embedded(
-        self, work: ShardWork, samples: Iterator[Sample], carried: Carried, ticket: int
+        self, work: ShardWork, chunks: Iterator[list[Sample]], carried: Carried, ticket: int
     ) -> Iterator[Prepared]:
         """Batches of finished rows in the order of the shard."""
         preparer = Preparer(
@@ -208,18 +204,17 @@ class ShardEmbedder:
         def encode(ready: Prepared) -> Prepared:
             return self._encoded(ready, ticket)
 
-        return self.lanes.through(chunked(samples, min(enough, CHUNK)), prepare, encode, enough)
+        return self.lanes.through(chunks, prepare, encode, enough)
 
     def _decoded_apart(
-        self, work: ShardWork, samples: Iterator[Sample], carried: Carried, ticket: int
+        self, work: ShardWork, chunks: Iterator[list[Sample]], carried: Carried, ticket: int
     ) -> Iterator[Prepared]:
         """The same by a decoder that may crash without harm, one image at a time."""
-        enough = min(work.batch_size, self.batching.batch_size, CHUNK)
         with IsolatedDecoder() as child:
             preparer = Preparer(
                 self.embedder, work.shard.source, self.settings.thumbnail_share, child.decode
             )
-            for chunk in chunked(samples, enough):
+            for chunk in chunks:
                 yield self._encoded(preparer.prepare(chunk, carried.by_digest), ticket)
 
     def _encoded(self, prepared: Prepared, ticket: int) -> Prepared:

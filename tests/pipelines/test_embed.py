@@ -4,7 +4,7 @@ import hashlib
 import io
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from eqmodel.checkpoint import resolve
 from pipelines.embed import ShardEmbedder, ShardWork, WorkerSettings
 from pipelines.errors import ModelMismatchError, ObjectChanged, ShardFileError
 from pipelines.models import model_id_of
-from pipelines.pacing import Turn
+from pipelines.pacing import Phases, Turn
 from pipelines.shard_file import ShardFile, image_id
 from pipelines.shards import Shard, list_shards
 from pipelines.storage import Folder
@@ -500,3 +500,19 @@ def test_a_compiled_encoder_is_one_for_the_lanes(
     assert compiled_for == [1]
     assert worker.batching.in_lanes
     assert worker.lanes.encodes
+
+
+def test_what_it_takes_to_get_each_item_is_counted_and_no_more() -> None:
+    def slow() -> Iterator[int]:
+        for item in range(3):
+            time.sleep(0.02)
+            yield item
+        time.sleep(0.02)  # until it is known that there are no more
+
+    phases, found = Phases(), list[int]()
+    for item in phases.each("fetch", slow()):
+        time.sleep(0.05)
+        found.append(item)
+    assert found == [0, 1, 2]
+    assert 0.08 <= phases.seconds["fetch"] < 0.15
+    assert phases.core_s["fetch"] < 0.04
