@@ -231,7 +231,7 @@ def test_a_checkpoint_of_it_trains_loads_and_holds(
     assert checkpoint.read_card(folder)["architecture"]["arch"] == "octic"
     embedder = Embedder.load(folder)
     inner = embedder.frozen if name in ("d4", "c4") else embedder.frozen.base
-    assert isinstance(inner, FrozenOctic)
+    assert isinstance(inner.base, FrozenOctic)
     turned = [np.rot90(image) for image in clothes[:50]]
     error = np.abs(embedder.embed(turned) - embedder.embed(clothes[:50])).max()
     assert error < 1e-5
