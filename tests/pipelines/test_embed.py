@@ -511,8 +511,8 @@ def test_what_it_takes_to_get_each_item_is_counted_and_no_more() -> None:
 
     phases, found = Phases(), list[int]()
     for item in phases.each("fetch", slow()):
-        time.sleep(0.05)
+        time.sleep(0.3)
         found.append(item)
     assert found == [0, 1, 2]
-    assert 0.08 <= phases.seconds["fetch"] < 0.15
-    assert phases.core_s["fetch"] < 0.04
+    assert 0.08 <= phases.seconds["fetch"] < 0.8  # a busy machine sleeps longer than it is told
+    assert phases.core_s["fetch"] < 0.08
