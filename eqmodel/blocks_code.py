@@ -62,7 +62,8 @@ class _Function(Writer):
         source = self.place(given["x"], given["places"], index)
         target = self.place(given["out"], given["targets"], index)
         rows = build.mul(given["padded"], self.number(self.order))
-        self.loop(rows, 1, lambda row: self.store_row(given["products"], row, [self.zero] * VECTORS))
+        zeros = [self.zero] * VECTORS
+        self.loop(rows, 1, lambda row: self.store_row(given["products"], row, zeros))
 
         def some(first: Any) -> None:
             left = build.sub(given["depth"], first)
