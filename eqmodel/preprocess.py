@@ -184,8 +184,8 @@ def resampled_bytes(images: Sequence[NDArray[np.uint8]], spec: PreprocessSpec) -
     first.
 
     The scale, and the weights of the colours of a grey model, are part of the matrix over the
-    columns; what lies outside the image is added after. Measured for JPEG of 256 x 256: 850
-    microseconds an image by way of planes, 230 by two products, 110 so.
+    columns; what lies outside the image is added after. Measured for 256 x 256 in colour: 453
+    microseconds an image by two products, columns first, 144 so; for 1024 x 1024 5,350 and 1,009.
     """
     height, width = images[0].shape[:2]
     bands = channels_of(images[0])
