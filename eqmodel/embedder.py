@@ -141,13 +141,14 @@ class Embedder:
         """
         if self.device != "cpu":
             raise Refused(f"--compile is for CPUs, the model is on {self.device}; leave it out")
-        copies = isinstance(self.frozen, CopiesEncoder)
-        if lanes() and isinstance(self.frozen.base if copies else self.frozen, IrrepEncoder):
+        copies = self.frozen if isinstance(self.frozen, CopiesEncoder) else None
+        encoder = self.frozen if copies is None else copies.base
+        if lanes() and isinstance(encoder, IrrepEncoder):
             return
-        if isinstance(self.frozen, CopiesEncoder):
-            self.frozen.base = compiled(self.frozen.base)
+        if copies is None:
+            self.frozen = compiled(encoder)
         else:
-            self.frozen = compiled(self.frozen)
+            copies.base = compiled(encoder)
         self.compiled = True
 
     def check_golden(self, tensors: dict[str, Tensor]) -> None:

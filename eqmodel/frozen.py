@@ -123,11 +123,14 @@ def frozen(encoder: nn.Module) -> nn.Module:
         inference = copy.deepcopy(encoder)
         inference.base = frozen(inference.base)
         return inference.eval()
-    if not isinstance(encoder, Encoder | OcticEncoder):
+    base: nn.Module
+    if isinstance(encoder, OcticEncoder):
+        base, stages_of = FrozenOctic(encoder), octic_stages
+    elif isinstance(encoder, Encoder):
+        base, stages_of = FrozenEncoder(encoder), dense_stages
+    else:
         raise TypeError(f"{type(encoder).__name__} is not an encoder")
-    of, octic = encoder.lift.group, isinstance(encoder, OcticEncoder)
-    base = FrozenOctic(encoder) if isinstance(encoder, OcticEncoder) else FrozenEncoder(encoder)
-    stages_of = octic_stages if octic else dense_stages
+    of = encoder.lift.group
     return (IrrepEncoder(base, of, stages_of) if pays(of) else base).eval()
 
 
