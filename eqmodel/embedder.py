@@ -218,7 +218,7 @@ class Embedder:
     @torch.inference_mode()
     def coordinates(self, batch: Tensor) -> Tensor:
         """(B, C, S, S) -> (B, K) float64: the projection's coordinates, before head and norm."""
-        return self.finish.coordinates(self.codes_of(batch)).cpu()
+        return self.finish.coordinates(self.codes_of(batch)).double().cpu()
 
     def readout_of(self, codes: Tensor) -> Tensor:
         """Codes (B, order, m) -> invariant features (B, F) float64, before the projection."""

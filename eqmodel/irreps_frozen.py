@@ -1,31 +1,22 @@
 """Frozen encoders in the irreducible basis: a fifth of the multiplications for D4 (stages.py).
 
 Images are the innermost axis, so that every step is on whole vectors. Equal to the convolutions but
-for rounding, by test. CPU and float32 only; what is none, or too few images, takes the
-convolutions.
+for rounding, by test.
 """
 
 from __future__ import annotations
 
 import itertools
-import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from eqmodel.faster import Faster, shared_out
 from eqmodel.groups import FiniteGroup
-from eqmodel.machine import lanes
 from eqmodel.stages import PATCH_ROWS, Stage
-
-LEAST_IMAGES = 16  # fewer take the convolutions: the stages always do as many as fit into vectors
-MAX_DIFFERENCE = 1e-4  # of the largest code, between the two forms
-_LOGGER = logging.getLogger(__name__)
 
 
 class Room:
@@ -60,12 +51,7 @@ class InBlocks:
         self._stages, self._rooms = stages, list[Room]()
 
     def __call__(self, x: Tensor) -> Tensor:
-        parts, threads = x.split(self._stages[0].images), torch.get_num_threads()
-        if threads == 1 or len(parts) == 1:
-            return self._codes(parts)
-        each = -(-len(parts) // threads)
-        dealt = [parts[i : i + each] for i in range(0, len(parts), each)]
-        return torch.cat(list(pool(threads, os.getpid()).map(self._codes, dealt)))
+        return torch.cat(shared_out(self._codes, x.split(self._stages[0].images)))
 
     def _codes(self, parts: Sequence[Tensor]) -> Tensor:
         with torch.inference_mode(), self._room() as room:
@@ -92,56 +78,20 @@ class InBlocks:
 StagesOf = Callable[[Any, FiniteGroup, int], Sequence[Stage]]
 
 
-class IrrepEncoder(nn.Module):
+class IrrepEncoder(Faster):
     """Images (B, C, S, S) float32 -> codes (B, order, features) float32, as ``base`` gives them but
-    for rounding.
-
-    ``base``: the frozen encoder of convolutions, which does what is not on a CPU, not float32, or
-    fewer than LEAST_IMAGES, and everything where there is no machine code or it does not agree.
+    for rounding: the frozen encoder of convolutions.
     """
 
     def __init__(self, base: nn.Module, of: FiniteGroup, stages_of: StagesOf) -> None:
-        super().__init__()
-        self.base, self.of, self.stages_of = base, of, stages_of
-        self.in_blocks: InBlocks | None = None
-        self._tried = False
+        super().__init__(base)
+        self.of, self.stages_of = of, stages_of
 
-    def forward(self, x: Tensor) -> Tensor:
-        suits = x.device.type == "cpu" and x.dtype == torch.float32 and len(x) >= LEAST_IMAGES
-        if suits and not torch.compiler.is_compiling():
-            if not self._tried:
-                self.in_blocks, self._tried = self._made(x), True
-            if self.in_blocks is not None:
-                return self.in_blocks(x)
-        return self.base(x)  # type: ignore[no-any-return]
-
-    def _made(self, x: Tensor) -> InBlocks | None:
-        """The form in blocks, held against the convolutions on the first images that come."""
-        if not lanes():
-            return None
-        made = InBlocks(self.stages_of(self.base, self.of, x.shape[-1]))
-        first = x[:LEAST_IMAGES].nan_to_num(0.0, 0.0, 0.0)
-        found, expected = made(first), self.base(first)
-        if (found - expected).abs().max() <= MAX_DIFFERENCE * expected.abs().max():
-            return made
-        _LOGGER.warning("convolutions are used: the faster form differs on this processor")
-        return None
-
-    def _apply(self, fn: Any, recurse: bool = True) -> IrrepEncoder:
-        self.in_blocks, self._tried = None, False  # of another device or precision
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        return self
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "in_blocks": None, "_tried": False}
+    def made(self, x: Tensor) -> InBlocks:
+        return InBlocks(self.stages_of(self.base, self.of, x.shape[-1]))
 
 
 def pays(of: FiniteGroup) -> bool:
     """Whether the group is large enough for the blocks to save more than the sums cost."""
     return of.n in (1, 2, 4) and of.order >= 4
 
-
-@lru_cache(maxsize=4)
-def pool(threads: int, process: int) -> ThreadPoolExecutor:
-    """Threads of a process on which torch uses one core each; a fork has none of its parent's."""
-    return ThreadPoolExecutor(threads, "irreps", lambda: torch.set_num_threads(1))

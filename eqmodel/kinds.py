@@ -46,7 +46,8 @@ class KindsHead(nn.Module):
             self.get_buffer(name).to(coordinates.dtype)
             for name in ("first", "first_bias", "second", "second_bias")
         )
-        found: Tensor = F.relu(coordinates @ first + first_bias) @ second + second_bias
+        hidden = F.relu(torch.addmm(first_bias, coordinates, first))
+        found = torch.addmm(second_bias, hidden, second)
         return found / (found.square().sum(1, keepdim=True) + UNDECIDED**2).sqrt()
 
 

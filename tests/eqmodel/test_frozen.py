@@ -7,10 +7,10 @@ import torch
 
 from eqmodel.autoencoder import Autoencoder, AutoencoderConfig
 from eqmodel.equivariance import relative_error
+from eqmodel.faster import LEAST_IMAGES
 from eqmodel.frozen import FrozenConv, frozen
 from eqmodel.frozen_head import FrozenGram, FrozenHead
 from eqmodel.groups import group
-from eqmodel.irreps_frozen import LEAST_IMAGES
 from eqmodel.kinds import KindsHead
 from eqmodel.projection import Projection, with_kinds
 from eqmodel.readouts import CORRELATIONS, READOUTS, gram, readout

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from eqmodel import Embedder, blocks, irreps_frozen, machine, stages
+from eqmodel import Embedder, blocks, faster, machine, stages
 from eqmodel.autoencoder import Autoencoder, AutoencoderConfig
 from eqmodel.frozen import frozen
 from eqmodel.groups import group
@@ -46,7 +46,7 @@ def difference(encoder: IrrepEncoder, x: torch.Tensor) -> float:
 @pytest.fixture(params=[16, 8])
 def vectors(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """The code for processors with 16 values in a vector and with 8, on whichever this is."""
-    for module in (blocks, blocks_code, irreps_frozen, stages):
+    for module in (blocks, blocks_code, faster, stages):
         monkeypatch.setattr(module, "lanes", lambda: request.param)
     blocks.compiled.cache_clear()
     yield request.param
@@ -66,7 +66,7 @@ def test_codes_of_the_convolutions(
     side, channels = config.get("image_size", 28), config.get("channels", 1)
     x = torch.rand(37, channels, side, side)
     assert difference(encoder, x) < 5e-6
-    assert encoder.in_blocks is not None
+    assert encoder.form is not None
     assert float(encoder(x)[:, 0].std()) > 1e-3  # there is something to be equal
 
 
@@ -133,7 +133,7 @@ def test_what_is_not_a_number_stays_with_its_image() -> None:
     x[5, 0, 14, 14] = torch.nan
     encoder = encoder_of()  # which meets it in its first batch
     found = encoder(x)
-    assert encoder.in_blocks is not None
+    assert encoder.form is not None
     assert found[5].isnan().any()
     others = torch.arange(32) != 5
     assert torch.equal(found[others], expected[others])
@@ -153,7 +153,7 @@ def test_code_that_computes_otherwise_is_not_used(
 
 @torch.no_grad()
 def test_without_llvm_the_convolutions_do_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(irreps_frozen, "lanes", lambda: 0)
+    monkeypatch.setattr(faster, "lanes", lambda: 0)
     encoder, x = encoder_of(), torch.rand(32, 1, 28, 28)
     assert torch.equal(encoder(x), encoder.base(x))
 
@@ -172,7 +172,7 @@ def test_shipped_models_use_it() -> None:
     embedder = Embedder.load("d4-28-grey")
     images = [np.random.default_rng(i).integers(0, 256, (28, 28), np.uint8) for i in range(40)]
     found = embedder.embed(images)
-    assert embedder.frozen.in_blocks is not None
+    assert embedder.frozen.form is not None
     alone = np.concatenate([embedder.embed([image]) for image in images])
     assert np.abs(found - alone).max() < 2e-6
 
