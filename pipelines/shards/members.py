@@ -16,7 +16,8 @@ import re
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
+from functools import lru_cache
+from typing import BinaryIO, NamedTuple
 
 from pipelines.shards.types import Damage
 
@@ -40,8 +41,7 @@ class DamagedTar(Exception):
         self.damage = Damage(position, reason)
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(NamedTuple):
     """One member: ``kind`` is tar's type flag, ``offset`` and ``size`` of its data in bytes in the
     uncompressed tar; ``data`` is None where it was not wanted.
     """
@@ -203,6 +203,7 @@ def _holds_header(data: bytes) -> bool:
     return False
 
 
+@lru_cache(maxsize=1 << 12)  # sums and sizes come again and again
 def number_of(text: bytes) -> int | None:
     """A number of a header, octal or base-256; None when it is neither, or negative."""
     if text[0] == 0x80:  # base-256, for 8 GiB and more
@@ -213,8 +214,9 @@ def number_of(text: bytes) -> int | None:
 
 def _name_of(block: bytes) -> str:
     name = block[:100].split(b"\0", 1)[0]
-    prefix = block[345:500].split(b"\0", 1)[0] if block[257:263] == b"ustar\0" else b""
-    return _text(prefix + b"/" + name if prefix else name)
+    if block[345] and block[257:263] == b"ustar\0":
+        name = block[345:500].split(b"\0", 1)[0] + b"/" + name
+    return name.decode("utf-8", "replace")
 
 
 def _text(raw: bytes) -> str:

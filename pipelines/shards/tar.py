@@ -137,7 +137,8 @@ class _Samples:
     def _refusal(self, image: Member) -> str | None:
         if image.kind not in REGULAR:
             return f"{_KINDS.get(image.kind, 'not a regular file')}, which is never read"
-        if image.name.startswith("/") or ".." in image.name.split("/"):
+        name = image.name
+        if name.startswith("/") or (".." in name and ".." in name.split("/")):
             return "its path leads out of the tar"
         return over_the_cap(image.size, self._options)
 
@@ -159,6 +160,8 @@ def split_name(name: str) -> tuple[str, str]:
 
 def _is_foreign(name: str) -> bool:
     # What macOS puts beside each file has its extension but is no image.
+    if "._" not in name and "__MACOSX" not in name:
+        return False
     parts = name.split("/")
     return parts[-1].startswith("._") or "__MACOSX" in parts
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 MIB = 1 << 20
 IMAGE_SUFFIXES = frozenset(
@@ -70,8 +70,7 @@ class ReadOptions:
     max_members: int = 10_000_000
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
+class Sample(NamedTuple):
     """One image's bytes with its key, made unique in its shard, and its label if it has one.
 
     offset, length: where the bytes lie in the shard's object, in bytes; None where they cannot be
