@@ -20,7 +20,7 @@ from pipelines.lanes import Lanes
 from pipelines.pacing import Seconds, Tally, Turn, chunked
 from pipelines.prepare import Prepared, Preparer, fill
 from pipelines.quarantine import Quarantine
-from pipelines.shard_file import CheckedFile, ShardFile
+from pipelines.shard_file import CheckedFile, Row, ShardFile, to_table
 from pipelines.shards import Damage, ReadOptions, Sample, Shard, read_shard
 from pipelines.storage import Folder
 from pipelines.table import KnownFile, Receipt, file_statistics, shard_folder
@@ -92,6 +92,7 @@ class ShardEmbedder:
         self.embedder = load_embedder(settings, Path(self._place.name))
         self.batching = warm_up(self.embedder, settings.threads, settings.batch_size)
         self.lanes = Lanes(settings.threads, encodes=self.batching.in_lanes)
+        to_table([Row("")], "", "")  # at the first of all, pyarrow imports pandas: 0.3 s
         self._reading, self._encoding, self._steps = Turn(), Turn(), itertools.count(1)
         self.input.on_read = self._step  # a shard may be long and hold few images
         self._first: Shard | None = None

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -392,6 +393,33 @@ def test_a_worker_without_the_driver_s_folder_takes_the_store_s_copy(
     made = ShardEmbedder(elsewhere)
     assert made.embedder.model_id == model_id
     assert made.input.on_read is not None
+
+
+FIRST_SHARD = """
+import sys
+from pipelines.embed import ShardEmbedder, ShardWork, WorkerSettings
+from pipelines.shards import list_shards
+
+place, model_id, folder = sys.argv[1:]
+worker = ShardEmbedder(WorkerSettings(f"{place}/in", f"{place}/store", model_id, folder))
+(shard,) = list_shards(worker.input, buckets=1)
+before = set(sys.modules)
+assert worker.embed(ShardWork(shard, "r1", 1)).num_embedded == 20
+print("late:", *sorted({name.split(".")[0] for name in set(sys.modules) - before}))
+"""
+
+
+def test_a_loaded_worker_has_no_library_left_to_import(
+    make_png: MakePng, make_tar: MakeTar, tmp_path: Path
+) -> None:
+    tmp_path.joinpath("in").mkdir()
+    images = {f"{i}.png": make_png(picture(i)) for i in range(20)}
+    tmp_path.joinpath("in", "a.tar").write_bytes(make_tar(images))
+    words = [str(tmp_path), model_id_of(resolve(MODEL)), str(resolve(MODEL))]
+    done = subprocess.run(
+        [sys.executable, "-c", FIRST_SHARD, *words], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "late:\n"
 
 
 def test_calibration_measures_each_phase_on_images_of_the_run(
