@@ -94,4 +94,3 @@ class IrrepEncoder(Faster):
 def pays(of: FiniteGroup) -> bool:
     """Whether the group is large enough for the blocks to save more than the sums cost."""
     return of.n in (1, 2, 4) and of.order >= 4
-

@@ -26,6 +26,7 @@ IMAGES = 256
 KEPT_BYTES = 32 << 20
 """Of the images kept for it, as stored."""
 BUDGET_S = 1.5
+"""At most: a run of less work is not worth it."""
 LEAST_PASSES = 4
 FETCH_S = 0.4
 FETCH_BYTES = 8 << 20
@@ -40,6 +41,7 @@ def measure(
     shard: Shard,
     threads: int = 1,
     reduced: int = 0,
+    budget_s: float = BUDGET_S,
 ) -> Rates | None:
     """Core-seconds of each phase by itself (the encoder's on the GPU if it is there) with
     ``threads`` of them at work at once; None when no image decodes.
@@ -47,8 +49,8 @@ def measure(
     Core-seconds are CPU time, so other programs on the machine do not make the ideal easier; all
     the cores of the run are busy with the same, by threads here and by the other workers, which are
     asked at once: one core alone has caches and clock that two together have not. The phases
-    take turns for 1.5 s, so that a slow moment of the machine meets all of them, and of each the
-    lower quartile of its passes counts: the best pass alone varied by 25% between runs.
+    take turns for ``budget_s``, so that a slow moment of the machine meets all of them, and of each
+    the lower quartile of its passes counts: the best pass alone varied by 25% between runs.
     """
     import torch
 
@@ -66,7 +68,7 @@ def measure(
     before, at_once = torch.get_num_threads(), 1 if on_gpu else threads
     torch.set_num_threads(1)
     with ThreadPoolExecutor(at_once, initializer=lambda: torch.set_num_threads(1)) as pool:
-        found = list(pool.map(lambda _: quartiles(phases), range(at_once)))
+        found = list(pool.map(lambda _: quartiles(phases, budget_s), range(at_once)))
     torch.set_num_threads(before)
     count, rate = len(images), fetch_rate(input_folder, shard)
     decode_s, preprocess_s, encode_s = (
@@ -106,13 +108,14 @@ def fetch_rate(folder: Folder, shard: Shard) -> float | None:
 
 def quartiles(
     phases: Sequence[Phase],
+    budget_s: float = BUDGET_S,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[float]:
     """Seconds of each phase by its own clock: the lower quartile of passes that take turns, four
-    at least, for about 1.5 s.
+    at least, for about ``budget_s``.
     """
     begun, taken = clock(), list[list[float]]()
-    while len(taken) < LEAST_PASSES or clock() - begun < BUDGET_S:
+    while len(taken) < LEAST_PASSES or clock() - begun < budget_s:
         taken.append([])
         for action, seconds in phases:
             started = seconds()

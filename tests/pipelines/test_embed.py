@@ -5,7 +5,7 @@ import io
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -20,10 +20,12 @@ from PIL import Image
 
 from eqmodel import Embedder
 from eqmodel.checkpoint import resolve
+from pipelines import calibrate
+from pipelines.calibrate import BUDGET_S, Phase, quartiles
 from pipelines.embed import ShardEmbedder, ShardWork, WorkerSettings
 from pipelines.errors import ModelMismatchError, ObjectChanged, ShardFileError
 from pipelines.models import model_id_of
-from pipelines.pacing import Phases, Turn
+from pipelines.pacing import Phases, Seconds, Turn
 from pipelines.shard_file import ShardFile, image_id
 from pipelines.shards import Shard, list_shards
 from pipelines.storage import Folder
@@ -442,6 +444,24 @@ def test_calibration_measures_each_phase_on_images_of_the_run(
     bounded = bench.worker.calibrate()
     assert bounded is not None
     assert max(bounded.decode_s, bounded.preprocess_s, bounded.encode_s) < 1e-9
+
+
+def test_calibration_takes_no_longer_than_the_run_did(
+    bench: Bench, make_png: MakePng, make_tar: MakeTar, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = []
+
+    def noted(phases: Sequence[Phase], budget_s: float) -> list[float]:
+        given.append(budget_s)
+        return quartiles(phases, budget_s)
+
+    monkeypatch.setattr(calibrate, "quartiles", noted)
+    bench.put("x.tar", make_tar({"a.png": make_png(picture(1))}))
+    bench.embed()
+    for spent in (0.1, 60.0):
+        monkeypatch.setattr(bench.worker, "_core_s", Seconds(encode=spent))
+        bench.worker.calibrate()
+    assert given == [0.1, BUDGET_S]
 
 
 def test_model_input_of_one_batch_is_bounded(worker: ShardEmbedder) -> None:
