@@ -33,6 +33,7 @@ __all__ = ["ANY", "MAX_K", "Hit", "Only", "Searcher"]
 
 MAX_K = 10_000
 CHUNK = 65_536
+DIGITS = 6  # of a score
 _TOLD = ("image_id", "key", "source", "label", "cluster")
 REFINED = 64
 """Of so many hits the turn is looked for on pixels; that of the others is the group's element."""
@@ -188,13 +189,15 @@ class Searcher:
         code: NDArray[np.int8] | None,
         look: Look | None,
     ) -> list[Hit]:
-        """By exact score, equal ones by image_id: the answer does not depend on the index."""
+        """By exact score, as it is told; equal ones by image_id. The answer does not depend on the
+        index, and hardly on rounding: embeddings of copies differ by 1e-7.
+        """
         if len(rows) > CHUNK:
             parts = [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
             rough = np.concatenate([self.rows.vectors[part] @ query for part in parts])
             rows = rows[np.argsort(-rough, kind="stable")[: k + 100]]
         scores = self.rows.vectors[rows].astype(np.float64) @ query.astype(np.float64)
-        order = np.lexsort((self.rows.ids_of(rows), -np.round(scores, 7)))[:k]
+        order = np.lexsort((self.rows.ids_of(rows), -np.round(scores, DIGITS)))[:k]
         poses = None if code is None else self._align(code, rows[order])
         if poses is not None and look is not None:
             poses = self._refined(look, rows[order], poses)
@@ -253,7 +256,7 @@ class Searcher:
                 key=record["key"],
                 source=record["source"],
                 label=record["label"],
-                score=round(float(score), 6),
+                score=round(float(score), DIGITS),
                 image_id=str(record["image_id"]),
                 cluster=record["cluster"] if record["cluster"] >= 0 else None,
                 pose=None if poses is None else poses[place].as_dict(),

@@ -50,6 +50,16 @@ def test_every_turned_copy_finds_its_image_first(searcher: Searcher, embedded: M
             assert hits[0].score >= hits[1].score >= hits[2].score
 
 
+def test_rounding_does_not_decide_which_copy_comes_first(searcher: Searcher) -> None:
+    vector = searcher.rows.vectors[searcher.row_of_key("turned")]
+    lengths = 1 + np.linspace(-3e-7, 3e-7, 25)
+    answers = searcher.search_vectors((vector * lengths[:, None]).astype(np.float32), 3)
+    assert {hit.key for hit in answers[0]} >= {"equal", "turned"}
+    for hits in answers:
+        assert [hit.image_id for hit in hits] == sorted((h.image_id for h in hits), key=int)
+        assert {hit.score for hit in hits} == {1.0}
+
+
 def test_the_pose_turns_the_hit_onto_the_query(searcher: Searcher, embedded: Made) -> None:
     right = 0
     keys = [key for key in embedded.images if key not in ("equal", "turned")][1:31]
