@@ -174,7 +174,8 @@ def _checked(block: bytes, at: int) -> tuple[int, int]:
     unsigned = signed = _sum(block) - sum(block[148:156]) + 8 * ord(" ")
     if not block.isascii():
         signed -= 256 * sum(byte > 127 for byte in block[:148] + block[156:])
-    if number_of(block[148:156]) not in (unsigned, signed):
+    told = block[148:156]
+    if not told.strip(b" \0") or number_of(told) not in (unsigned, signed):
         raise DamagedTar(at, "header checksum is wrong")
     kind, size = block[156], number_of(block[124:136])
     if size is None:

@@ -162,6 +162,16 @@ def test_a_zeroed_header_is_flagged(tmp_path: Path, make_tar: MakeTar) -> None:
     assert found[-1] == Damage(start, "a header is zeroed: one empty block, then more data")
 
 
+def test_a_small_image_is_no_header_whose_sum_nobody_wrote(
+    tmp_path: Path, make_tar: MakeTar
+) -> None:
+    """Read as signed numbers these bytes and eight spaces sum to 0, as an empty field would say."""
+    whole = make_tar({"0.png": b"first", "1.png": b"\x80\x80", "2.png": b"last"})
+    for lost in (1024, 1536):  # the second header, and its data
+        content = whole[:lost] + whole[lost + 512 :]
+        assert any(isinstance(x, Damage) for x in read_tar_bytes(tmp_path / str(lost), content))
+
+
 def test_links_devices_and_paths_that_climb_are_rejected_and_never_followed(
     tmp_path: Path,
 ) -> None:
