@@ -84,11 +84,10 @@ class RootedGram(Faster):
     def made(self, x: Tensor) -> RootedProducts:
         read, eps = self.base.read, self.base.get_buffer("eps")
         assert isinstance(read, FrozenGram)
-        features, gathered = read.features, read.gathered.view(read.order, -1).numpy()
-        row, place = np.divmod(read.wanted.numpy(), read.wide)
-        move, column = np.divmod(place, features)
-        lefts = np.arange(read.order)[:, None] * features + row
-        return RootedProducts(lefts, gathered[:, move] * features + column, features, eps)
+        left, place = np.divmod(read.wanted.numpy(), read.wide)
+        moves = read.gathered.view(read.order, -1).numpy()
+        coordinates = (place // read.features, left, place % read.features)
+        return RootedProducts(moves, read.features, coordinates, eps)
 
 
 class FrozenHead(nn.Module):

@@ -1,7 +1,8 @@
 """Functions of machine code, made when they are first wanted, for the processor at hand.
 
 By LLVM (llvmlite, the extra ``fast``), in some 0.1 s; no compiler is needed. What is written so
-(blocks.py, weighted_rows.py, and thumbnails) has a slower form beside it for where this cannot be.
+(blocks.py, products.py, weighted_rows.py, and thumbnails) has a slower form beside it for where
+this cannot be.
 """
 
 from __future__ import annotations

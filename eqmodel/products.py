@@ -50,22 +50,30 @@ class RootedProducts:
     """
 
     def __init__(
-        self, lefts: NDArray[np.int64], rights: NDArray[np.int64], features: int, eps: Tensor
+        self,
+        moves: NDArray[np.int64],
+        features: int,
+        coordinates: Sequence[NDArray[np.int64]],
+        eps: Tensor,
     ) -> None:
-        """lefts, rights (order, F'): the entries of a code, counted (order, m), whose products are
-        summed; down a column of ``rights`` they differ from those of another with the same permuted
-        rows by one number.
+        """moves (order, n): the rows of a code, in turn, by which its own are multiplied.
+        coordinates: of each the move, the left column and the right one, (F',) each; those with a
+        move and a left column in common stand side by side.
         """
-        self.order, self.features = len(lefts), features
+        move, left, right = coordinates
+        self.order, self.features = len(moves), features
         self.images = vectors_of(self.order) * lanes()
         self.function, self.eps = compiled(self.order), eps.contiguous()
-        first = rights - rights % features
-        same = (lefts[:, 1:] == lefts[:, :-1]) & (first[:, 1:] == first[:, :-1])
-        starts = np.flatnonzero(np.r_[True, ~same.all(0)])
+        another = (move[1:] != move[:-1]) | (left[1:] != left[:-1])
+        starts = np.flatnonzero(np.r_[True, another])
         self.starts = np.r_[starts, len(eps)].astype(np.int32)
         self.lefts, self.rights, self.columns = (
             np.ascontiguousarray(places * self.images, np.int32)
-            for places in (lefts.T[starts], first.T[starts], rights[0] % features)
+            for places in (
+                np.arange(self.order) * features + left[starts, None],
+                moves.T[move[starts]] * features,
+                right,
+            )
         )
 
     def __call__(self, codes: Tensor) -> Tensor:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pipelines import calibrate, scratch
-from pipelines.calibrate import BUDGET_S
 from pipelines.carried import Carried
 from pipelines.efficiency import Rates
 from pipelines.faults import faultpoint
@@ -137,7 +136,8 @@ class ShardEmbedder:
         if self._first is None or not self._kept:
             return None
         first = as_listed(self._first, self.settings.prefix)
-        threads, budget_s = self.settings.threads, min(sum(self._core_s.values()), BUDGET_S)
+        threads = self.settings.threads
+        budget_s = min(sum(self._core_s.values()), calibrate.BUDGET_S)
         rates = calibrate.measure(
             self.embedder, self._kept, self.input, first, threads, self._reduced, budget_s
         )
